@@ -1,0 +1,1 @@
+"""Rewards, advantages and losses: pure functions that can be checked against the paper in one sitting."""

@@ -1,0 +1,274 @@
+"""The command line: ``z1 COMMAND --setting value``. Settings are the fields of the frozen config of each command."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from rich.console import Console
+
+from z1 import __version__
+from z1.errors import ConfigError, UnknownNameError, Z1Error
+
+Config = TypeVar("Config")
+USER_ERROR = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One subcommand.
+
+    Attributes:
+        help: One line.
+        run: Gets the arguments after the command's name and returns the exit code.
+    """
+
+    help: str
+    run: Callable[[list[str]], int]
+
+
+def parse(cls: type[Config], name: str, arguments: Sequence[str], default: Config | None = None) -> Config:
+    """The config that arguments describe; tyro answers mistakes with exit code 2 and the nearest settings."""
+
+    return tyro.cli(
+        cls,
+        prog=f"z1 {name}",
+        args=list(arguments),
+        default=tyro.MISSING if default is None else default,
+        config=(tyro.conf.UseAppendAction,),
+    )
+
+
+def take_option(arguments: list[str], option: str) -> tuple[str | None, list[str]]:
+    """Removes ``--option value`` (or ``--option=value``) from arguments.
+
+    Raises:
+        ConfigError: The value is missing.
+    """
+    rest: list[str] = []
+    value: str | None = None
+    tokens = iter(arguments)
+    for token in tokens:
+        if token == option:
+            value = next(tokens, None)
+            if value is None:
+                raise ConfigError(f"{option} needs a value")
+        elif token.startswith(option + "="):
+            value = token[len(option) + 1 :]
+        else:
+            rest.append(token)
+    return value, rest
+
+
+def take_flag(arguments: list[str], flag: str) -> tuple[bool, list[str]]:
+    """Removes ``--flag`` from arguments."""
+    return flag in arguments, [token for token in arguments if token != flag]
+
+
+def recipe(recipes: dict[str, Callable[..., Config]], name: str) -> Callable[..., Config]:
+    """A recipe by name.
+
+    Raises:
+        UnknownNameError: There is none of that name.
+    """
+    if name not in recipes:
+        raise UnknownNameError("recipe", name, recipes)
+    return recipes[name]
+
+
+def demos(arguments: list[str]) -> int:
+    """Record scripted experts' demonstrations as a LeRobot dataset."""
+    from z1.commands import progress_bar
+    from z1.data.record import DemoConfig, record_demonstrations
+
+    config = parse(DemoConfig, "demos", arguments)
+    with progress_bar("demonstrations", config.episodes * len(config.task)) as (bar, task):
+        summary = record_demonstrations(config, on_progress=lambda done, total: bar.update(task, completed=done, total=total))
+    Console().print(summary.text())
+    Console().print(f"Next: z1 sft --dataset {config.out} --recipe tiny --out runs/sft")
+    return 0
+
+
+def sft(arguments: list[str]) -> int:
+    """Train a policy on demonstrations."""
+    from z1.commands import run_sft, stored_config
+    from z1.config import SftConfig
+    from z1.recipes import SFT_RECIPES
+
+    name, arguments = take_option(arguments, "--recipe")
+    resume, arguments = take_flag(arguments, "--resume")
+    out, _ = take_option(arguments, "--out")
+    if resume and out:
+        default = stored_config(Path(out), SftConfig, "sft")
+    else:
+        default = recipe(SFT_RECIPES, name or "tiny")(tyro.MISSING, tyro.MISSING)
+    run_sft(parse(SftConfig, "sft", arguments, default), resume=resume)
+    return 0
+
+
+def rl(arguments: list[str]) -> int:
+    """Improve a policy on a task in the simulator."""
+    from z1.commands import recipe_for_policy, run_rl, stored_config
+    from z1.config import RlConfig
+    from z1.recipes import RL_RECIPES
+
+    name, arguments = take_option(arguments, "--recipe")
+    resume, arguments = take_flag(arguments, "--resume")
+    out, _ = take_option(arguments, "--out")
+    if resume and out:
+        default = stored_config(Path(out), RlConfig, "rl")
+    else:
+        policy, _ = take_option(arguments, "--policy")
+        chosen = name or (recipe_for_policy(policy) if policy else "tiny")
+        default = recipe(RL_RECIPES, chosen)(tyro.MISSING, tyro.MISSING, tyro.MISSING)
+    run_rl(parse(RlConfig, "rl", arguments, default), resume=resume)
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Success of one or several policies on the same scenes, with intervals."""
+    from z1.commands import run_eval
+    from z1.config import EvalConfig
+
+    run_eval(parse(EvalConfig, "eval", arguments))
+    return 0
+
+
+def report(arguments: list[str]) -> int:
+    """Make one HTML file of a run folder."""
+    from z1.eval.report import write_report
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class ReportConfig:
+        """``z1 report RUN``."""
+
+        run: Annotated[str, tyro.conf.Positional]
+        """Run folder of z1 sft, z1 rl or z1 demo."""
+
+    config = parse(ReportConfig, "report", arguments)
+    Console().print(f"Report: {write_report(Path(config.run))}")
+    return 0
+
+
+def tasks(arguments: list[str]) -> int:
+    """List the task ids."""
+    from z1.sims.suites import all_tasks, category, instruction
+
+    if arguments:
+        parse(_NoSettings, "tasks", arguments)
+    width = max(len(task) for task in all_tasks())
+    for task in all_tasks():
+        print(f"{task:{width}}  {category(task):16}  {instruction(task)}")
+    return 0
+
+
+def check_sim(arguments: list[str]) -> int:
+    """Check a simulator's contract on a task: scenes, images, exact snapshots."""
+    from z1.sims.check import check_sim as run_check
+    from z1.sims.check import check_table
+    from z1.sims.pool import SimSpec
+    from z1.sims.suites import simulator_of
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class CheckConfig:
+        """``z1 check-sim TASK``."""
+
+        task: Annotated[str, tyro.conf.Positional]
+        """Task id."""
+        python: str = ""
+        """Interpreter of the simulator processes. Empty: this one."""
+        image_size: int = 64
+        """Pixels."""
+
+    config = parse(CheckConfig, "check-sim", arguments)
+    spec = SimSpec(simulator=simulator_of(config.task), image_size=config.image_size, python=config.python)
+    rows = run_check(spec, config.task)
+    Console().print(check_table(rows, config.task))
+    return 0 if all(row.passed for row in rows) else 1
+
+
+def doctor(arguments: list[str]) -> int:
+    """Tell what works on this machine and how to fix what does not."""
+    from z1.doctor import doctor_table, is_healthy, run_doctor
+
+    if arguments:
+        parse(_NoSettings, "doctor", arguments)
+    rows = run_doctor()
+    Console().print(doctor_table(rows))
+    return 0 if is_healthy(rows) else 1
+
+
+def demo(arguments: list[str]) -> int:
+    """The whole loop on real simulation in minutes: demonstrations, SFT, RL, evaluation, report."""
+    from z1.demo import DemoRunConfig, run_demo
+
+    run_demo(parse(DemoRunConfig, "demo", arguments))
+    return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _NoSettings:
+    """This command has no settings."""
+
+
+COMMANDS: dict[str, Command] = {
+    name: Command(help=(function.__doc__ or "").strip(), run=function)
+    for name, function in {
+        "demo": demo,
+        "demos": demos,
+        "sft": sft,
+        "rl": rl,
+        "eval": evaluate,
+        "report": report,
+        "tasks": tasks,
+        "check-sim": check_sim,
+        "doctor": doctor,
+    }.items()
+}
+
+
+def usage() -> str:
+    """The text of ``z1 --help``."""
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"z1 {__version__}: RL post-training of vision-language-action policies",
+            "",
+            "usage: z1 COMMAND [settings]      z1 COMMAND --help explains every setting",
+            "",
+            *lines,
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command. A user's mistake is one line on stderr and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if given else USER_ERROR
+    if given[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        if given[0] not in COMMANDS:
+            raise UnknownNameError("command", given[0], COMMANDS)
+        return COMMANDS[given[0]].run(given[1:])
+    except Z1Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; a run folder can be continued with --resume", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

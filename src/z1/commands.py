@@ -1,0 +1,403 @@
+"""What each command does, from a config to files, with progress displays. Parsing lives in ``cli.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from z1.config import EvalConfig, RlConfig, SftConfig, SimConfig, config_from_dict, config_to_dict
+from z1.data.lerobot import LeRobotDataset
+from z1.errors import CheckpointError, ConfigError, DatasetError, RunFolderError
+from z1.eval.evaluate import evaluate_policy
+from z1.eval.stats import summarise
+from z1.eval.tables import evaluation_table
+from z1.eval.video import write_mp4
+from z1.files import read_json, write_json
+from z1.policy.config import PolicyConfig, ProcessorConfig
+from z1.policy.policy import Policy
+from z1.rollout.videos import choose_scenes, film_episode
+from z1.sims.pool import SimPool, SimSpec
+from z1.sims.suites import simulator_of
+from z1.train.metrics import MetricsWriter
+from z1.train.run_folder import RunFolder
+from z1.train.sft import SftTrainer
+from z1.train.trainer import Progress as TrainerProgress
+from z1.train.trainer import Trainer
+from z1.types import Scene, SimInfo
+
+console = Console()
+
+SMALL_WIDTH = 512
+"""VLM width below which a policy counts as small."""
+
+
+@contextmanager
+def progress_bar(description: str, total: int | None) -> Iterator[tuple[Progress, TaskID]]:
+    """A progress bar with counts, elapsed and remaining time."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=False) as progress:
+        yield progress, progress.add_task(description, total=total, note="")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a setting names; ``auto`` is the first GPU, or the CPU.
+
+    Raises:
+        ConfigError: The device is unknown or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {name!r}; it must be 'cpu', 'cuda' or 'auto'")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', but torch finds no GPU; choose --device cpu, or run z1 doctor")
+    return torch.device(name)
+
+
+def policy_folder(path: str) -> Path:
+    """The policy folder that a path means: itself, or ``policy/`` inside a run folder.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    folder = Path(path)
+    for candidate in (folder / "policy", folder):
+        if (candidate / "model.safetensors").exists():
+            return candidate
+    if not folder.exists():
+        raise CheckpointError(f"policy {path} does not exist; give a run folder of z1 sft or z1 rl, or a policy folder")
+    if (folder / "metrics.jsonl").exists():
+        raise CheckpointError(f"run {path} has not finished and holds no policy yet; resume it with --resume, or use {path}/checkpoints/last/policy")
+    raise CheckpointError(f"{path} holds no policy: model.safetensors is missing; give a run folder of z1 sft or z1 rl, or a policy folder")
+
+
+def recipe_for_policy(path: str) -> str:
+    """The name of the RL recipe made for a policy's size: ``tiny`` for a narrow VLM, else ``paper``.
+
+    Args:
+        path: What ``--policy`` says.
+
+    Raises:
+        CheckpointError: There is no policy, or its config.json is damaged.
+    """
+    return "tiny" if Policy.read_config(policy_folder(path)).vlm.width < SMALL_WIDTH else "paper"
+
+
+def open_pool(policy: Policy, task: str, sim: SimConfig) -> SimPool:
+    """Simulators that render what a policy sees.
+
+    Raises:
+        Z1Error: Unknown task or camera, missing simulator, or a task whose layout does not fit the policy.
+    """
+    spec = SimSpec(
+        simulator=simulator_of(task),
+        cameras=policy.processor.cameras,
+        image_size=policy.config.image_size,
+        horizon=sim.horizon,
+        python=sim.python,
+    )
+    pool = SimPool(spec, sim.hosts, timeout_s=sim.timeout_s)
+    try:
+        check_fit(policy, pool.info)
+    except ConfigError:
+        pool.close()
+        raise
+    return pool
+
+
+def check_fit(policy: Policy, info: SimInfo) -> None:
+    """Refuses a policy whose state or action width is not the simulator's.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    for what, have, want in (
+        ("state dims", policy.processor.state_dim, info.state_dim),
+        ("action dims", policy.processor.action_dim, info.action_dim),
+    ):
+        if have != want:
+            raise ConfigError(
+                f"the policy has {have} {what}, but {info.simulator} has {want}; choose a policy that was trained on {info.simulator}"
+            )
+
+
+def simulator_record(info: SimInfo) -> dict[str, Any]:
+    """What a result file says about the simulator."""
+    return {
+        "simulator": info.simulator,
+        "simulator_version": info.version,
+        "renderer": info.renderer,
+        "cameras": list(info.cameras),
+        "image_size": info.image_size,
+    }
+
+
+def check_resume(stored: dict[str, Any], config: RlConfig | SftConfig, folder: Path, *, may_change: tuple[str, ...]) -> None:
+    """Refuses to resume a run under other settings than it was started with.
+
+    Raises:
+        ConfigError: Names the settings that differ.
+    """
+    now = config_to_dict(config)
+    ignored = {"out", *may_change}
+    differing = [
+        f"{name} was {stored.get(name)!r}, is {now[name]!r}"
+        for name in now
+        if name not in ignored and stored.get(name) != now[name]
+    ]
+    if differing:
+        raise ConfigError(
+            f"cannot resume {folder} with other settings: {'; '.join(differing)}. "
+            "Leave them out to resume with the stored ones, or start a new run with another --out."
+        )
+
+
+def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
+    """``z1 sft``: trains on a dataset.
+
+    Returns:
+        The run folder.
+    """
+    device = pick_device(config.device)
+    dataset = LeRobotDataset.open(Path(config.dataset))
+    policy = _initial_sft_policy(config, dataset).to(device)
+    if resume:
+        run = RunFolder.open(Path(config.out))
+        check_resume(run.config, config, run.path, may_change=("device",))
+    else:
+        run = RunFolder.create(Path(config.out), config_to_dict(config), "sft")
+    frames, episodes = dataset.num_frames, len(dataset.episodes)
+    console.print(f"SFT on {config.dataset}: {episodes} episodes, {frames} frames; {policy.parameter_count / 1e6:.2f} M parameters on {device}")
+    with MetricsWriter(run.path, wandb=config.wandb, resume=resume) as metrics, progress_bar("sft", config.steps) as (bar, task):
+        trainer = SftTrainer(
+            config,
+            policy,
+            dataset,
+            run.path,
+            metrics,
+            on_step=lambda step, loss: bar.update(task, completed=step, note=f"loss {loss:.4f}"),
+        )
+        if resume:
+            trainer.resume()
+        metrics.resume_at("sft/step", trainer.state.step)
+        state = trainer.run()
+        trainer.finish()
+    best = "" if state.best is None else f"; best validation loss {state.best:.4f} at step {state.best_step}"
+    console.print(f"Policy: {run.path / 'policy'}{best} ({run.path / 'checkpoints' / 'best'})")
+    console.print(f"Next: z1 eval --policy {run.path} --task TASK --out {run.path / 'evaluation.json'}")
+    return run.path
+
+
+def _initial_sft_policy(config: SftConfig, dataset: LeRobotDataset) -> Policy:
+    """The policy that ``--policy`` names, or a new one for the dataset's cameras, state and action."""
+    if config.policy:
+        policy = Policy.load(policy_folder(config.policy))
+        missing = [camera for camera in policy.processor.cameras if camera not in dataset.cameras]
+        if missing:
+            raise DatasetError(f"{config.dataset} has no camera {missing[0]!r}, which the policy looks through; it has {', '.join(dataset.cameras)}")
+        for what, have, want in (
+            ("state", dataset.state.shape[1], policy.processor.state_dim),
+            ("action", dataset.action.shape[1], policy.processor.action_dim),
+        ):
+            if have != want:
+                raise DatasetError(f"{config.dataset} has {have} {what} dims; the policy was made for {want}")
+        return policy
+    size = dataset.image_size
+    model = PolicyConfig.tiny(image_size=size) if config.model == "tiny" else PolicyConfig.pi05()
+    processor = ProcessorConfig.of_dataset(
+        cameras=dataset.cameras,
+        state_stats=dataset.feature_stats("observation.state"),
+        action_stats=dataset.feature_stats("action"),
+        normalization=config.normalization,
+    )
+    return Policy.create(model, processor, seed=config.seed)
+
+
+def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
+    """``z1 rl``: improves a policy in the simulator.
+
+    Returns:
+        The run folder.
+    """
+    device = pick_device(config.device)
+    policy = Policy.load(policy_folder(config.policy)).to(device)
+    with open_pool(policy, config.task, config.sim) as pool:
+        if resume:
+            run = RunFolder.open(Path(config.out))
+            check_resume(run.config, config, run.path, may_change=("iterations", "env_step_budget", "time_budget_s", "device"))
+            run.update_config(config_to_dict(config))
+        else:
+            run = RunFolder.create(Path(config.out), config_to_dict(config), "rl", environment=simulator_record(pool.info))
+        update = config.update
+        console.print(
+            f"RL on {config.task}: {update.objective}, {update.mode} training, "
+            f"{config.rollout.groups} groups of {config.rollout.group_size}, {config.sim.hosts} simulator processes, {device}"
+        )
+        with MetricsWriter(run.path, wandb=config.wandb, resume=resume) as metrics, progress_bar("rl", config.iterations) as (bar, task):
+            trainer = Trainer(config, policy, pool, run.path, metrics, on_progress=lambda p: _show(bar, task, p))
+            if resume:
+                trainer.resume()
+            metrics.resume_at("iteration", trainer.state.step)
+            bar.update(task, completed=trainer.state.step)
+            state = trainer.run()
+            trainer.finish()
+    if state.best is not None:
+        console.print(f"Best validation success {state.best:.1%} after iteration {state.best_step}")
+    console.print(f"Policy: {run.path / 'policy'}")
+    console.print(f"Next: z1 eval --policy {config.policy} --policy {run.path} --task {config.task} --out {run.path / 'evaluation.json'}; z1 report {run.path}")
+    return run.path
+
+
+def _show(bar: Progress, task: TaskID, progress: TrainerProgress) -> None:
+    """Shows what the RL loop is doing; a line per iteration stays on the screen."""
+    if progress.metrics is None:
+        bar.update(task, note=f"{progress.phase}: {progress.detail}")
+        return
+    m = progress.metrics
+    parts = [f"iteration {progress.iteration + 1:3d}" if progress.iteration >= 0 else "start        "]
+    if "rollout/success" in m:
+        parts.append(f"training success {m['rollout/success']:6.1%}")
+    if "update/approx_kl" in m:
+        parts.append(f"loss {m['update/loss']:+.4f}  kl {m['update/approx_kl']:.4f}")
+    if "eval/success" in m:
+        parts.append(f"[bold]validation success {m['eval/success']:.1%}[/bold]")
+    parts.append(f"{int(m.get('cost/env_steps', 0)):,} env steps")
+    bar.console.print("  ".join(parts))
+    bar.update(task, completed=progress.iteration + 1, note="")
+
+
+def run_eval(config: EvalConfig) -> dict[str, Any]:
+    """``z1 eval``: the policies' success on the same scenes, as JSON and as a table.
+
+    Returns:
+        The evaluation, schema ``z1.evaluation/1``.
+    """
+    out = Path(config.out)
+    if out.exists() and not config.overwrite:
+        raise RunFolderError(f"{out} exists already; choose another --out, or pass --overwrite")
+    device = pick_device(config.device)
+    folders = [policy_folder(path) for path in config.policy]
+    policies = [Policy.load(folder).to(device) for folder in folders]
+    episodes: list[dict[str, Any]] = []
+    protocol: dict[str, Any] = {}
+    for task in config.task:
+        scenes = [Scene.of_split(task, config.split, i) for i in range(config.episodes)]
+        for number, policy in enumerate(policies):
+            with open_pool(policy, task, config.sim) as pool:
+                protocol = _protocol(config, pool.info)
+                label = f"{task}, {config.policy[number]}"
+                episodes += _evaluate_one(pool, policy, config, scenes, number, label)
+    names = policy_names(config.policy)
+    evaluation = {
+        "schema": "z1.evaluation/1",
+        "protocol": protocol,
+        "policies": [{"name": name, "path": str(path)} for name, path in zip(names, config.policy, strict=True)],
+        "episodes": episodes,
+    }
+    evaluation["summary"] = summarise(episodes, evaluation["policies"])
+    write_json(out, evaluation)
+    console.print(evaluation_table(evaluation))
+    console.print(f"Written: {out}")
+    return evaluation
+
+
+def policy_names(paths: Sequence[str]) -> list[str]:
+    """Short names of policies: the last part of each path, the whole path where that is not unique."""
+    short = [Path(path).name or path for path in paths]
+    return [name if short.count(name) == 1 else path for name, path in zip(short, paths, strict=True)]
+
+
+def _evaluate_one(
+    pool: SimPool, policy: Policy, config: EvalConfig, scenes: list[Scene], number: int, label: str
+) -> list[dict[str, Any]]:
+    with progress_bar(label, len(scenes)) as (bar, task):
+        results = evaluate_policy(
+            pool,
+            policy,
+            config.acting,
+            scenes,
+            seed=config.seed,
+            live_members=config.live_members,
+            on_tick=lambda steps, done: bar.update(task, completed=done, note=f"{steps} env steps"),
+        )
+    return [
+        {
+            "policy": number,
+            "task": r.scene.task,
+            "seed": r.scene.seed,
+            "success": r.success,
+            "steps": r.steps,
+            "invalid": r.invalid,
+        }
+        for r in results
+    ]
+
+
+def record_videos(config: EvalConfig, folder: Path, *, count: int = 3, camera: str = "") -> None:
+    """Films the two policies of an evaluation on the same scenes, for the report.
+
+    Args:
+        config: The evaluation, already run; its first two policies are ``before`` and ``after``.
+        folder: Folder of the videos and of ``videos.json``.
+        count: Scenes to film.
+        camera: Camera to film with; empty: the policies' first.
+    """
+    chosen = choose_scenes(read_json(Path(config.out), RunFolderError), count)
+    policies = [Policy.load(policy_folder(path)) for path in config.policy[:2]]
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    with open_pool(policies[0], config.task[0], replace(config.sim, hosts=1)) as pool:
+        with progress_bar("videos", len(chosen)) as (bar, task):
+            for pair in chosen:
+                scene = Scene(task=pair["task"], seed=pair["seed"], split=config.split)
+                row: dict[str, Any] = {"task": scene.task, "seed": scene.seed}
+                for label, policy in zip(("before", "after"), policies, strict=True):
+                    frames, success = film_episode(
+                        pool, policy, config.acting, scene, seed=config.seed, camera=camera or pool.info.cameras[0], every=4
+                    )
+                    name = f"{label}_{scene.task.replace('/', '_')}_{scene.seed}.mp4"
+                    write_mp4(folder / name, frames, fps=round(pool.info.control_hz / 4))
+                    row |= {label: name, f"{label}_success": success}
+                rows.append(row)
+                bar.advance(task)
+    write_json(folder / "videos.json", rows)
+
+
+def _protocol(config: EvalConfig, info: SimInfo) -> dict[str, Any]:
+    return {
+        "success": "first success",
+        "episodes": config.episodes,
+        "split": config.split,
+        "seed": config.seed,
+        "horizon": config.sim.horizon,
+        "denoise_steps": config.acting.denoise_steps,
+        "chunk_length": config.acting.chunk_length,
+        "denoising": "ODE",
+        **simulator_record(info),
+    }
+
+
+def stored_config(path: Path, cls: type, kind: str) -> Any:
+    """The config of a run folder, for ``--resume``.
+
+    Raises:
+        RunFolderError: The folder is no run of this kind.
+    """
+    data = read_json(path / "config.json", RunFolderError)
+    if data.get("kind") != kind:
+        raise RunFolderError(f"{path} is a run of z1 {data.get('kind')}; expected one of z1 {kind}")
+    return config_from_dict(cls, data["config"], source=path / "config.json")

@@ -1,0 +1,344 @@
+"""Every setting of the commands, as frozen dataclasses, documented field by field and checked once when built.
+
+Level 0: no torch, no simulator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from z1.errors import ConfigError, UnknownNameError
+
+TrainingMode = Literal["expert", "joint", "joint_frozen_vision"]
+ObjectiveName = Literal["grpo", "awfm"]
+
+
+def require(condition: bool, setting: str, value: object, allowed: str) -> None:
+    """Raises ``ConfigError`` naming the setting, what it was and what is allowed, unless the condition holds."""
+    if not condition:
+        raise ConfigError(f"{setting} is {value!r}; it must be {allowed}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimConfig:
+    """Where episodes run."""
+
+    hosts: int = 2
+    """Simulator processes. They share the work; the results do not depend on their number."""
+    horizon: int = 200
+    """Env steps after which an episode without success counts as failed. 0: the simulator's own (MetaWorld 500)."""
+    python: str = ""
+    """Interpreter of the simulator processes. Empty: the one that runs this command."""
+    timeout_s: float = 120.0
+    """Seconds without a sign of life after which a simulator process is restarted."""
+
+    def __post_init__(self) -> None:
+        require(self.hosts >= 1, "sim.hosts", self.hosts, "at least 1")
+        require(self.horizon >= 0, "sim.horizon", self.horizon, "0 or a number of env steps")
+        require(self.timeout_s > 0, "sim.timeout_s", self.timeout_s, "a positive number of seconds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActingConfig:
+    """How the policy turns observations into chunks of actions."""
+
+    denoise_steps: int = 4
+    """K, denoise steps per chunk."""
+    chunk_length: int = 8
+    """C, env steps executed between two policy calls; at most the policy's action horizon H."""
+
+    def __post_init__(self) -> None:
+        require(self.denoise_steps >= 1, "acting.denoise_steps", self.denoise_steps, "at least 1")
+        require(self.chunk_length >= 1, "acting.chunk_length", self.chunk_length, "at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutConfig:
+    """How an iteration's groups are collected."""
+
+    groups: int = 10
+    """N, groups to train on per iteration. Groups outside the filter are replaced by new scenes."""
+    group_size: int = 8
+    """G, rollouts of the same scene."""
+    noise_level: float = 0.5
+    """a, scale of the stochastic denoise step. 0 would leave GRPO without a likelihood."""
+    exclude_last_step: bool = True
+    """Whether the last denoise step is never the stochastic one (its standard deviation is tiny)."""
+    filter_low: float = 0.1
+    """Smallest mean return of a group that is trained on."""
+    filter_high: float = 0.99
+    """Largest mean return of a group that is trained on."""
+    reward_decay: float = 1.0
+    """Factor per chunk on the reward of a success; 1: when the success comes does not matter."""
+    max_env_steps: int = 40_000
+    """Env steps of one iteration after which dropped groups are no longer replaced."""
+    live_members: int = 96
+    """Most members that run at the same time, over all simulator processes."""
+
+    def __post_init__(self) -> None:
+        require(self.groups >= 1, "rollout.groups", self.groups, "at least 1")
+        require(self.group_size >= 2, "rollout.group_size", self.group_size, "at least 2, since members are compared")
+        require(self.noise_level >= 0, "rollout.noise_level", self.noise_level, "at least 0")
+        require(0 < self.reward_decay <= 1, "rollout.reward_decay", self.reward_decay, "in (0, 1]")
+        require(
+            0 <= self.filter_low <= self.filter_high <= 1,
+            "rollout.filter_low and filter_high",
+            (self.filter_low, self.filter_high),
+            "ordered and within [0, 1]",
+        )
+        require(self.max_env_steps >= 1, "rollout.max_env_steps", self.max_env_steps, "at least 1")
+        require(
+            self.live_members >= self.group_size,
+            "rollout.live_members",
+            self.live_members,
+            f"at least rollout.group_size ({self.group_size})",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateConfig:
+    """How an iteration's chunks change the weights."""
+
+    objective: ObjectiveName = "grpo"
+    """``grpo``: clipped policy gradient (the paper). ``awfm``: advantage-weighted flow matching."""
+    mode: TrainingMode = "expert"
+    """What trains: ``expert`` (VLM frozen), ``joint`` (all), ``joint_frozen_vision``."""
+    learning_rate: float = 5e-6
+    """AdamW learning rate of the action expert."""
+    vlm_learning_rate: float = 0.0
+    """AdamW learning rate of the VLM in the joint modes; 0: the expert's."""
+    weight_decay: float = 0.01
+    """AdamW weight decay."""
+    warmup_iterations: int = 0
+    """Iterations over which the learning rate rises linearly."""
+    epochs: int = 4
+    """Update epochs: passes over an iteration's chunks."""
+    minibatch: int = 0
+    """Chunks per optimizer step; 0: all chunks of the iteration."""
+    microbatch: int = 256
+    """Chunks per forward and backward pass; changes memory, not the result."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm."""
+    clip_range_low: float = 0.2
+    """GRPO: how far below 1 a ratio counts."""
+    clip_range_high: float = 0.2
+    """GRPO: how far above 1 a ratio counts."""
+    target_kl: float = 0.03
+    """GRPO: the update ends early when the mean approx_kl of a minibatch exceeds this."""
+    awfm_draws: int = 2
+    """AWFM: noise and time draws per chunk and optimizer step."""
+    awfm_max_weight: float = 3.0
+    """AWFM: largest weight of a chunk; the mean weight of positive chunks is 1."""
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "update.learning_rate", self.learning_rate, "positive")
+        require(self.vlm_learning_rate >= 0, "update.vlm_learning_rate", self.vlm_learning_rate, "at least 0")
+        if self.mode == "expert" and self.vlm_learning_rate:
+            raise ConfigError("update.vlm_learning_rate has no effect with update.mode 'expert'; choose a joint mode or leave it at 0")
+        require(self.weight_decay >= 0, "update.weight_decay", self.weight_decay, "at least 0")
+        require(self.warmup_iterations >= 0, "update.warmup_iterations", self.warmup_iterations, "at least 0")
+        require(self.epochs >= 1, "update.epochs", self.epochs, "at least 1")
+        require(self.minibatch >= 0, "update.minibatch", self.minibatch, "at least 0")
+        require(self.microbatch >= 1, "update.microbatch", self.microbatch, "at least 1")
+        require(self.grad_clip > 0, "update.grad_clip", self.grad_clip, "positive")
+        require(0 < self.clip_range_low < 1, "update.clip_range_low", self.clip_range_low, "in (0, 1)")
+        require(self.clip_range_high > 0, "update.clip_range_high", self.clip_range_high, "positive")
+        require(self.target_kl > 0, "update.target_kl", self.target_kl, "positive")
+        require(self.awfm_draws >= 1, "update.awfm_draws", self.awfm_draws, "at least 1")
+        require(self.awfm_max_weight >= 1, "update.awfm_max_weight", self.awfm_max_weight, "at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationConfig:
+    """Evaluation during training, on fixed validation scenes."""
+
+    every: int = 5
+    """Iterations between two evaluations; 0: only after the last iteration."""
+    episodes: int = 40
+    """Validation scenes per evaluation. The best policy is chosen by them; the test scenes are never touched."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "validation.every", self.every, "at least 0")
+        require(self.episodes >= 1, "validation.episodes", self.episodes, "at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlConfig:
+    """``z1 rl``: improve a policy on one task in the simulator."""
+
+    policy: str
+    """Folder of the policy to start from: a run folder of ``z1 sft`` or ``z1 rl``, or a policy folder."""
+    task: str
+    """Task id, for example ``metaworld/window-open``; ``z1 tasks`` lists them."""
+    out: str
+    """Run folder to create."""
+    iterations: int = 30
+    """Iterations: collect groups, update."""
+    seed: int = 0
+    """Run seed; every random stream of the run follows from it."""
+    env_step_budget: int = 0
+    """Env steps after which training ends, evaluations not counted; 0: no limit."""
+    time_budget_s: float = 0.0
+    """Seconds of training after which no further iteration starts; 0: no limit. A run that ends so is not reproducible in length."""
+    device: str = "auto"
+    """``cpu``, ``cuda`` or ``auto``."""
+    wandb: bool = False
+    """Also log to Weights & Biases."""
+    sim: SimConfig = field(default_factory=SimConfig)
+    acting: ActingConfig = field(default_factory=ActingConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    def __post_init__(self) -> None:
+        require(self.iterations >= 1, "iterations", self.iterations, "at least 1")
+        require(self.env_step_budget >= 0, "env_step_budget", self.env_step_budget, "at least 0")
+        require(self.time_budget_s >= 0, "time_budget_s", self.time_budget_s, "at least 0")
+        if self.update.objective == "grpo":
+            require(self.rollout.noise_level > 0, "rollout.noise_level", self.rollout.noise_level, "positive with GRPO")
+            if self.rollout.exclude_last_step:
+                require(
+                    self.acting.denoise_steps >= 2,
+                    "acting.denoise_steps",
+                    self.acting.denoise_steps,
+                    "at least 2 with rollout.exclude_last_step",
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SftConfig:
+    """``z1 sft``: train a policy on demonstrations."""
+
+    dataset: str
+    """Folder of a LeRobotDataset v3.0."""
+    out: str
+    """Run folder to create."""
+    policy: str = ""
+    """Folder of a policy to start from. Empty: a new one of the size ``model``, with random weights."""
+    model: Literal["tiny", "pi05"] = "tiny"
+    """Size of a new policy."""
+    steps: int = 700
+    """Optimizer steps."""
+    batch_size: int = 64
+    """Samples per optimizer step."""
+    learning_rate: float = 1e-3
+    """Peak AdamW learning rate."""
+    warmup_steps: int = 50
+    """Steps over which the learning rate rises linearly; after them it falls as a cosine to a hundredth of its peak."""
+    weight_decay: float = 0.01
+    """AdamW weight decay."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm."""
+    ema_decay: float = 0.0
+    """Decay of an exponential moving average of the weights, which is then what is validated and saved; 0: none."""
+    mode: TrainingMode = "joint"
+    """What trains: ``joint`` (all), ``expert`` (VLM frozen), ``joint_frozen_vision``."""
+    normalization: Literal["quantile_openpi", "quantile_lerobot", "mean_std"] = "quantile_openpi"
+    """How state and actions of a new policy are normalised."""
+    image_shift: int = 0
+    """Random shift of the training images by up to so many pixels, the same for all cameras of a sample."""
+    validation_fraction: float = 0.1
+    """Part of the episodes that is held out for the validation loss."""
+    validate_every: int = 100
+    """Steps between two validations; the best policy is chosen by them."""
+    seed: int = 0
+    """Run seed."""
+    device: str = "auto"
+    """``cpu``, ``cuda`` or ``auto``."""
+    wandb: bool = False
+    """Also log to Weights & Biases."""
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "steps", self.steps, "at least 1")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
+        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "at least 0")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+        require(self.grad_clip > 0, "grad_clip", self.grad_clip, "positive")
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
+        require(self.image_shift >= 0, "image_shift", self.image_shift, "at least 0")
+        require(0 <= self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "in [0, 1)")
+        require(self.validate_every >= 1, "validate_every", self.validate_every, "at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalConfig:
+    """``z1 eval``: success of one or several policies on the same scenes."""
+
+    policy: tuple[str, ...]
+    """Folders of the policies; the first one is what the others are compared with."""
+    task: tuple[str, ...]
+    """Task ids."""
+    out: str
+    """JSON file to write."""
+    episodes: int = 100
+    """Scenes per task."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Which scenes; training never sees ``test``."""
+    seed: int = 0
+    """Seed of the initial noise of each chunk; all policies get the same noise."""
+    live_members: int = 100
+    """Most episodes that run at the same time."""
+    overwrite: bool = False
+    """Whether an existing output file is replaced."""
+    device: str = "auto"
+    """``cpu``, ``cuda`` or ``auto``."""
+    sim: SimConfig = field(default_factory=SimConfig)
+    acting: ActingConfig = field(default_factory=ActingConfig)
+
+    def __post_init__(self) -> None:
+        require(len(self.policy) >= 1, "policy", self.policy, "one or more folders")
+        require(len(self.task) >= 1, "task", self.task, "one or more task ids")
+        require(self.episodes >= 1, "episodes", self.episodes, "at least 1")
+        require(self.live_members >= 1, "live_members", self.live_members, "at least 1")
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain JSON values (tuples become lists)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(inner) for name, inner in value.items()}
+        return [plain(inner) for inner in value] if isinstance(value, (tuple, list)) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def config_from_dict(cls: type, data: dict[str, Any], *, source: str | Path) -> Any:
+    """The config dataclass of ``config_to_dict``'s result.
+
+    Args:
+        cls: The dataclass.
+        data: Plain values.
+        source: Where they came from, for messages.
+
+    Raises:
+        ConfigError: A value is missing or not allowed.
+        UnknownNameError: A setting is not known.
+    """
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}
+    for name in data:
+        if name not in names:
+            raise UnknownNameError(f"setting in {source}", name, names)
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            values[name] = config_from_dict(hint, value, source=source)
+        elif typing.get_origin(hint) is tuple:
+            values[name] = tuple(value)
+        elif typing.get_origin(hint) is Literal:
+            require(value in typing.get_args(hint), f"{name} in {source}", value, f"one of {typing.get_args(hint)}")
+            values[name] = value
+        else:
+            require(isinstance(value, (hint, int) if hint is float else hint), f"{name} in {source}", value, f"of type {hint}")
+            values[name] = value
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ConfigError(f"{source} is incomplete: {error}") from None

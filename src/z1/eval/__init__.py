@@ -1,0 +1,1 @@
+"""Evaluation on held-out scenes, its statistics, and the report of a run folder."""

@@ -1,0 +1,126 @@
+"""Named recipes: complete settings that are known to work together, as functions that a command line can override.
+
+A recipe takes the paths that only the user knows and returns a config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from z1.config import (
+    ActingConfig,
+    EvalConfig,
+    RlConfig,
+    RolloutConfig,
+    SftConfig,
+    SimConfig,
+    UpdateConfig,
+    ValidationConfig,
+)
+from z1.data.record import DemoConfig
+
+
+def sft_tiny(dataset: str, out: str) -> SftConfig:
+    """A new tiny policy, on a laptop's CPU, in minutes."""
+    return SftConfig(dataset=dataset, out=out)
+
+
+def sft_pi05(dataset: str, out: str) -> SftConfig:
+    """Fine-tuning of a full-size pi0.5 (give --policy), with openpi's optimizer settings."""
+    return SftConfig(
+        dataset=dataset,
+        out=out,
+        model="pi05",
+        steps=30_000,
+        batch_size=32,
+        learning_rate=2.5e-5,
+        warmup_steps=1_000,
+        ema_decay=0.99,
+        validate_every=1_000,
+    )
+
+
+def rl_tiny(policy: str, task: str, out: str) -> RlConfig:
+    """The tiny policy on a CPU: few full-batch steps an iteration."""
+    return RlConfig(
+        policy=policy,
+        task=task,
+        out=out,
+        iterations=20,
+        update=UpdateConfig(objective="grpo", learning_rate=1.5e-4, epochs=3),
+    )
+
+
+def rl_tiny_awfm(policy: str, task: str, out: str) -> RlConfig:
+    """As ``tiny``, with advantage-weighted flow matching instead of GRPO."""
+    return RlConfig(
+        policy=policy,
+        task=task,
+        out=out,
+        iterations=20,
+        update=UpdateConfig(objective="awfm", learning_rate=3e-4, epochs=10),
+    )
+
+
+def rl_paper(policy: str, task: str, out: str) -> RlConfig:
+    """The numbers that Z-1 (arXiv 2606.31846) gives, with flat groups; for a full-size pi0.5 on a GPU."""
+    return RlConfig(
+        policy=policy,
+        task=task,
+        out=out,
+        iterations=100,
+        sim=SimConfig(hosts=64),
+        acting=ActingConfig(denoise_steps=4, chunk_length=10),
+        rollout=RolloutConfig(groups=64, group_size=8, reward_decay=0.998, live_members=512, max_env_steps=500_000),
+        update=UpdateConfig(objective="grpo", learning_rate=5e-6, epochs=4, minibatch=1024, microbatch=16),
+        validation=ValidationConfig(every=10, episodes=100),
+    )
+
+
+def rl_debug(policy: str, task: str, out: str) -> RlConfig:
+    """The whole loop in seconds: nothing is learned."""
+    return RlConfig(
+        policy=policy,
+        task=task,
+        out=out,
+        iterations=2,
+        sim=SimConfig(hosts=1, horizon=24),
+        rollout=RolloutConfig(groups=2, group_size=2, filter_low=0.0, filter_high=1.0, max_env_steps=200),
+        update=UpdateConfig(objective="grpo", learning_rate=1e-4, epochs=1),
+        validation=ValidationConfig(every=1, episodes=2),
+    )
+
+
+DEMO_TASK = "metaworld/lever-pull"
+"""Task of ``z1 demo``: one where SFT on few demonstrations is weak (measured, see benchmarks/)."""
+
+
+def demo_demonstrations(task: str, out: str, *, seed: int, hosts: int) -> DemoConfig:
+    """Few demonstrations, so that there is something left to learn."""
+    return DemoConfig(task=(task,), episodes=25, out=out, seed=seed, hosts=hosts)
+
+
+def demo_sft(dataset: str, out: str, *, seed: int) -> SftConfig:
+    """A short training of a new tiny policy."""
+    return replace(sft_tiny(dataset, out), steps=450, seed=seed, validate_every=150)
+
+
+def demo_rl(policy: str, task: str, out: str, *, seed: int, hosts: int) -> RlConfig:
+    """About 60,000 env steps of the objective that learned faster (measured, see benchmarks/)."""
+    base = rl_tiny_awfm(policy, task, out)
+    return replace(base, seed=seed, sim=replace(base.sim, hosts=hosts))
+
+
+def demo_evaluation(policies: tuple[str, ...], task: str, out: str, *, episodes: int, hosts: int) -> EvalConfig:
+    """Both policies on the same test scenes."""
+    return EvalConfig(policy=policies, task=(task,), out=out, episodes=episodes, overwrite=True, sim=SimConfig(hosts=hosts))
+
+
+SFT_RECIPES: dict[str, Callable[[str, str], SftConfig]] = {"tiny": sft_tiny, "pi05": sft_pi05}
+RL_RECIPES: dict[str, Callable[[str, str, str], RlConfig]] = {
+    "tiny": rl_tiny,
+    "tiny-awfm": rl_tiny_awfm,
+    "paper": rl_paper,
+    "debug": rl_debug,
+}

@@ -1,0 +1,231 @@
+"""What an iteration's simulation leaves behind: ticks (one policy call for many members), episodes and groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from z1.policy.pi05 import ModelInput, PrefixCache
+from z1.policy.sampler import SampledChunk
+from z1.types import Scene
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """One policy call for B members and what the simulator did with its chunks.
+
+    Attributes:
+        prefix: VLM prefix of each row, or None when prefixes are not kept.
+        inputs: Model input of each row, or None when inputs are not kept.
+        sample: The sampled chunks, B rows.
+        executed_actions: float32 ``[B, H, D]``, the env actions after clipping, normalised and padded again.
+        executed: int64 ``[B]``, env steps executed of each chunk.
+    """
+
+    prefix: PrefixCache | None
+    inputs: ModelInput | None
+    sample: SampledChunk
+    executed_actions: Tensor
+    executed: Tensor
+
+
+@dataclass(slots=True, kw_only=True)
+class Episode:
+    """One member's rollout.
+
+    Attributes:
+        scene: Where it ran.
+        member: Its number in the group, 0-based.
+        success: Whether it reached the task's success.
+        invalid: Whether the simulator lost it.
+        env_steps: Env steps executed.
+        chunks: (tick, row) of each of its chunks, in order; empty when chunks are not kept.
+    """
+
+    scene: Scene
+    member: int
+    success: bool = False
+    invalid: bool = False
+    env_steps: int = 0
+    chunks: list[tuple[int, int]] = field(default_factory=list)
+    chunk_count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutGroup:
+    """G episodes of the same scene.
+
+    Attributes:
+        scene: The scene.
+        episodes: G episodes.
+    """
+
+    scene: Scene
+    episodes: tuple[Episode, ...]
+
+    @property
+    def success(self) -> np.ndarray:
+        """bool ``[G]``."""
+        return np.array([e.success for e in self.episodes])
+
+    @property
+    def valid(self) -> np.ndarray:
+        """bool ``[G]``."""
+        return np.array([not e.invalid for e in self.episodes])
+
+    @property
+    def chunk_counts(self) -> np.ndarray:
+        """int64 ``[G]``, chunks that each member executed."""
+        return np.array([e.chunk_count for e in self.episodes])
+
+
+@dataclass(slots=True, kw_only=True)
+class RolloutCost:
+    """What a collection cost.
+
+    Attributes:
+        env_steps: Env steps executed.
+        renders: Observations rendered (all cameras of one member count as one per camera).
+        policy_calls: Batched calls of the policy.
+        vlm_prefixes: Observations encoded by the VLM.
+        denoise_steps: Denoise steps, counted per chunk.
+        policy_s: Seconds in the policy.
+        sim_s: Seconds of physics, summed over the hosts.
+        render_s: Seconds of rendering, summed over the hosts.
+        total_s: Wall-clock seconds.
+    """
+
+    env_steps: int = 0
+    renders: int = 0
+    policy_calls: int = 0
+    vlm_prefixes: int = 0
+    denoise_steps: int = 0
+    policy_s: float = 0.0
+    sim_s: float = 0.0
+    render_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollouts:
+    """The result of a collection.
+
+    Attributes:
+        kept: Groups to train on, in the order in which their scenes were started.
+        dropped: Groups outside the filter.
+        ticks: Policy calls that the kept episodes' chunks refer to.
+        cost: What it cost.
+    """
+
+    kept: tuple[RolloutGroup, ...]
+    dropped: tuple[RolloutGroup, ...]
+    ticks: tuple[Tick, ...]
+    cost: RolloutCost
+
+    @property
+    def groups(self) -> tuple[RolloutGroup, ...]:
+        """Kept and dropped groups."""
+        return self.kept + self.dropped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingBatch:
+    """Chunks to train on. N rows.
+
+    Attributes:
+        prefix: VLM prefix of each row; None when the VLM trains.
+        inputs: Model input of each row; None when the VLM is frozen.
+        x_t: float32 ``[N, H, D]``, state before the stochastic denoise step.
+        x_next: float32 ``[N, H, D]``, state after it.
+        sde_index: int64 ``[N]``, number of the stochastic denoise step.
+        recorded_log_prob: float32 ``[N]``, log-prob of the chunk as computed while acting, nats.
+        actions: float32 ``[N, H, D]``, executed actions in model units, padded dims 0.
+        executed_mask: bool ``[N, C]``, env steps of the chunk that were executed.
+        positive: float32 ``[N]``, sum of its members' positive advantages.
+        negative: float32 ``[N]``, sum of its members' negative advantages.
+        members: float32 ``[N]``, number of members that the chunk counts for; the denominator of a loss is their sum.
+    """
+
+    prefix: PrefixCache | None
+    inputs: ModelInput | None
+    x_t: Tensor
+    x_next: Tensor
+    sde_index: Tensor
+    recorded_log_prob: Tensor
+    actions: Tensor
+    executed_mask: Tensor
+    positive: Tensor
+    negative: Tensor
+    members: Tensor
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def rows(self, index: Tensor) -> TrainingBatch:
+        """Some rows, by integer index."""
+        return TrainingBatch(
+            prefix=None if self.prefix is None else self.prefix.rows(index),
+            inputs=None if self.inputs is None else self.inputs.rows(index),
+            x_t=self.x_t[index],
+            x_next=self.x_next[index],
+            sde_index=self.sde_index[index],
+            recorded_log_prob=self.recorded_log_prob[index],
+            actions=self.actions[index],
+            executed_mask=self.executed_mask[index],
+            positive=self.positive[index],
+            negative=self.negative[index],
+            members=self.members[index],
+        )
+
+
+def build_training_batch(
+    groups: tuple[RolloutGroup, ...], advantages: list[np.ndarray], ticks: tuple[Tick, ...], chunk_length: int
+) -> TrainingBatch | None:
+    """Gathers the chunks of some groups, every valid member's, in the order group, member, chunk.
+
+    Args:
+        groups: N groups.
+        advantages: N arrays float64 ``[G]``.
+        ticks: The policy calls that the groups' chunks refer to.
+        chunk_length: C.
+
+    Returns:
+        The batch, or None when there is no chunk.
+    """
+    where: list[tuple[int, int]] = []
+    chunk_advantage: list[float] = []
+    for group, group_advantage in zip(groups, advantages, strict=True):
+        for episode, advantage in zip(group.episodes, group_advantage, strict=True):
+            if not episode.invalid:
+                where += episode.chunks
+                chunk_advantage += [float(advantage)] * len(episode.chunks)
+    if not where:
+        return None
+    tick_of = np.array([tick for tick, _ in where])
+    row_of = np.array([row for _, row in where])
+    by_tick = np.argsort(tick_of, kind="stable")
+    inverse = torch.from_numpy(np.argsort(by_tick, kind="stable"))
+    used = [(t, torch.from_numpy(row_of[tick_of == t])) for t in np.unique(tick_of)]
+
+    def gather(take) -> Tensor:
+        return torch.cat([take(ticks[t])[rows] for t, rows in used])[inverse]
+
+    executed = gather(lambda tick: tick.executed)
+    advantage = torch.tensor(chunk_advantage, dtype=torch.float32)
+    keeps_prefix = ticks[used[0][0]].prefix is not None
+    return TrainingBatch(
+        prefix=PrefixCache.concat([ticks[t].prefix.rows(rows) for t, rows in used]).rows(inverse) if keeps_prefix else None,
+        inputs=None if keeps_prefix else ModelInput.concat([ticks[t].inputs.rows(rows) for t, rows in used]).rows(inverse),
+        x_t=gather(lambda tick: tick.sample.x_t),
+        x_next=gather(lambda tick: tick.sample.x_next),
+        sde_index=gather(lambda tick: tick.sample.sde_index),
+        recorded_log_prob=gather(lambda tick: tick.sample.log_prob),
+        actions=gather(lambda tick: tick.executed_actions),
+        executed_mask=torch.arange(chunk_length)[None, :] < executed[:, None],
+        positive=advantage.clamp(min=0.0),
+        negative=advantage.clamp(max=0.0),
+        members=torch.ones(len(where)),
+    )

@@ -1,0 +1,1 @@
+"""The two training loops, the update, checkpoints, metrics and run folders."""

@@ -1,0 +1,172 @@
+"""The update: chunks with advantages in, new weights and diagnostics out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from z1.config import UpdateConfig
+from z1.policy.pi05 import PrefixCache
+from z1.policy.policy import Policy
+from z1.policy.trainable import parameter_groups
+from z1.rollout.groups import TrainingBatch
+from z1.seeding import Seeds
+from z1.train.objectives import Objective
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateStats:
+    """What an update did.
+
+    Attributes:
+        loss: Mean loss of the first minibatch's pass over all its chunks, before its step.
+        approx_kl: Mean approx_kl of the last minibatch, nats.
+        clip_fraction: Share of chunks whose gradient was clipped, last minibatch.
+        ratio_max: Largest deviation of a ratio from 1 over the update.
+        first_ratio_max: Largest deviation of a ratio from 1 before the first optimizer step; exactly 0.
+        grad_norm: Mean gradient norm before clipping.
+        learning_rate: Of the action expert.
+        epochs_run: Update epochs begun.
+        optimizer_steps: Optimizer steps taken.
+        chunks: Chunks in the batch.
+        gradient_chunks: Chunks that went through a backward pass, every pass counted.
+        acting_log_prob_gap: See ``Objective.begin``.
+        seconds: Wall-clock seconds.
+    """
+
+    loss: float
+    approx_kl: float
+    clip_fraction: float
+    ratio_max: float
+    first_ratio_max: float
+    grad_norm: float
+    learning_rate: float
+    epochs_run: int
+    optimizer_steps: int
+    chunks: int
+    gradient_chunks: int
+    acting_log_prob_gap: float
+    seconds: float
+
+
+@dataclass(slots=True, kw_only=True)
+class _Pass:
+    """Sums over one minibatch."""
+
+    loss: float = 0.0
+    kl: float = 0.0
+    clipped: int = 0
+    ratio_max: float = 0.0
+    grad_norm: float = 0.0
+
+
+class Learner:
+    """Owns the optimizer of a policy.
+
+    Args:
+        policy: The policy whose weights change.
+        objective: What is optimised.
+        update: Settings.
+        seeds: The run's random streams.
+    """
+
+    def __init__(self, policy: Policy, objective: Objective, update: UpdateConfig, seeds: Seeds) -> None:
+        self.policy = policy
+        self._objective = objective
+        self._update = update
+        self._seeds = seeds
+        groups = parameter_groups(
+            policy.model,
+            update.mode,
+            learning_rate=update.learning_rate,
+            vlm_learning_rate=update.vlm_learning_rate or update.learning_rate,
+        )
+        self._base_rates = [group["lr"] for group in groups]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=update.weight_decay)
+
+    def update(self, batch: TrainingBatch, iteration: int) -> UpdateStats:
+        """Runs the update epochs on one iteration's chunks.
+
+        Args:
+            batch: The chunks.
+            iteration: Number of the iteration, the address of the random draws.
+        """
+        began = time.perf_counter()
+        settings = self._update
+        warmup = min(1.0, (iteration + 1) / max(settings.warmup_iterations, 1))
+        for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * warmup
+        first = self._minibatches(len(batch), iteration, epoch=0)
+        micro = [index for minibatch in first for index in minibatch.split(settings.microbatch)]
+        gap = self._objective.begin(self.policy.model, batch, micro, self._prefix)
+        passes: list[_Pass] = []
+        steps = gradient_chunks = epochs = 0
+        for epoch in range(settings.epochs):
+            epochs = epoch + 1
+            stop = False
+            for number, index in enumerate(first if epoch == 0 else self._minibatches(len(batch), iteration, epoch)):
+                result = self._backward(batch, index, ("iteration", iteration, "epoch", epoch, "minibatch", number))
+                passes.append(result)
+                gradient_chunks += len(index)
+                stop = result.kl / len(index) > settings.target_kl
+                if stop:
+                    self.optimizer.zero_grad(set_to_none=True)
+                    break
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+                steps += 1
+            if stop:
+                break
+        last_count = len(index)
+        return UpdateStats(
+            loss=passes[0].loss,
+            approx_kl=passes[-1].kl / last_count,
+            clip_fraction=passes[-1].clipped / last_count,
+            ratio_max=max(p.ratio_max for p in passes),
+            first_ratio_max=passes[0].ratio_max,
+            grad_norm=sum(p.grad_norm for p in passes) / len(passes),
+            learning_rate=self._base_rates[0] * warmup,
+            epochs_run=epochs,
+            optimizer_steps=steps,
+            chunks=len(batch),
+            gradient_chunks=gradient_chunks,
+            acting_log_prob_gap=gap,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _minibatches(self, count: int, iteration: int, epoch: int) -> list[Tensor]:
+        """Row indices of an epoch's minibatches; with a single one the rows keep their order."""
+        size = self._update.minibatch or count
+        if size >= count:
+            return [torch.arange(count)]
+        order = self._seeds.rng("iteration", iteration, "epoch", epoch, "order").permutation(count)
+        return list(torch.from_numpy(order).split(size))
+
+    def _prefix(self, rows: TrainingBatch) -> PrefixCache:
+        """The rows' VLM prefix: the cached one of a frozen VLM, or computed with gradient."""
+        if rows.prefix is not None:
+            return rows.prefix
+        assert rows.inputs is not None
+        return self.policy.model.encode_prefix(rows.inputs)
+
+    def _backward(self, batch: TrainingBatch, index: Tensor, address: tuple[str | int, ...]) -> _Pass:
+        """Accumulates the gradient of a minibatch and clips it."""
+        result = _Pass()
+        denominator = self._objective.denominator(batch, index)
+        for number, part in enumerate(index.split(self._update.microbatch)):
+            rows = batch.rows(part)
+            terms = self._objective.terms(self.policy.model, rows, part, self._prefix(rows), (*address, "microbatch", number))
+            loss = terms.loss / denominator
+            if loss.requires_grad:
+                loss.backward()
+            result.loss += float(loss.detach())
+            result.kl += terms.approx_kl_sum
+            result.clipped += terms.clipped
+            result.ratio_max = max(result.ratio_max, terms.ratio_max)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if parameters:
+            result.grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._update.grad_clip))
+        return result

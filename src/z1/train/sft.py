@@ -1,0 +1,265 @@
+"""Supervised fine-tuning on demonstrations: the flow-matching loss over chunks of recorded actions."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from z1.algo.loss import flow_matching_error
+from z1.config import SftConfig
+from z1.data.lerobot import LeRobotDataset
+from z1.errors import ConfigError
+from z1.policy import flow
+from z1.policy.policy import Policy
+from z1.policy.trainable import parameter_groups
+from z1.seeding import Seeds
+from z1.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from z1.train.metrics import MetricsWriter
+from z1.types import Observations
+
+LAST, BEST = "checkpoints/last", "checkpoints/best"
+VALIDATION_DRAWS = 256
+FINAL_RATE = 0.01
+LOG_EVERY = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frames:
+    """Every frame of a dataset, in memory.
+
+    Attributes:
+        images: uint8 ``[N, V, height, width, 3]``.
+        state: float32 ``[N, S]``.
+        instructions: N instructions.
+    """
+
+    images: np.ndarray
+    state: np.ndarray
+    instructions: tuple[str, ...]
+
+    @classmethod
+    def of(cls, dataset: LeRobotDataset, cameras: tuple[str, ...]) -> Frames:
+        """Decodes the videos of some cameras.
+
+        Raises:
+            DatasetError: A camera or video is missing or damaged.
+        """
+        images = np.stack([dataset.images(camera) for camera in cameras], axis=1)
+        tasks = dataset.tasks
+        return cls(
+            images=images, state=dataset.state, instructions=tuple(tasks[int(task)] for task in dataset.task_index)
+        )
+
+    def observations(self, index: np.ndarray) -> Observations:
+        """The observations of some frames."""
+        return Observations(
+            images=self.images[index],
+            state=self.state[index],
+            instructions=tuple(self.instructions[int(i)] for i in index),
+        )
+
+
+class SftTrainer:
+    """Trains one policy on one dataset.
+
+    Args:
+        config: Settings.
+        policy: The policy; its weights change.
+        dataset: The demonstrations.
+        folder: The run folder.
+        metrics: Where the records go.
+        on_step: Called after each step with (steps done, loss).
+    """
+
+    def __init__(
+        self,
+        config: SftConfig,
+        policy: Policy,
+        dataset: LeRobotDataset,
+        folder: Path,
+        metrics: MetricsWriter,
+        on_step: Callable[[int, float], None] = lambda step, loss: None,
+    ) -> None:
+        self.config, self.policy, self.folder, self.metrics = config, policy, folder, metrics
+        self._dataset = dataset
+        self._on_step = on_step
+        self._seeds = Seeds(config.seed)
+        self._frames = Frames.of(dataset, policy.processor.cameras)
+        self._train, self._held_out = self._split()
+        groups = parameter_groups(
+            policy.model,
+            config.mode,
+            learning_rate=config.learning_rate,
+            vlm_learning_rate=config.learning_rate,
+        )
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=config.weight_decay)
+        self._parameters = [p for group in groups for p in group["params"]]
+        self._names = {id(p): name for name, p in policy.model.named_parameters()}
+        self._average = [p.detach().clone() for p in self._parameters] if config.ema_decay else []
+        self.state = TrainingState(step=0, best=None, best_step=-1, totals={})
+
+    def run(self) -> TrainingState:
+        """Trains to the last step, from the checkpoint's step after ``resume``."""
+        config = self.config
+        began, samples = time.perf_counter(), 0
+        while self.state.step < config.steps:
+            step = self.state.step
+            rate = self._set_rate(step)
+            loss, grad_norm = self._step(step)
+            samples += config.batch_size
+            self.state.step = step + 1
+            self._on_step(self.state.step, loss)
+            validates = self.state.step % config.validate_every == 0 or self.state.step == config.steps
+            if not validates and self.state.step % LOG_EVERY:
+                continue
+            record = {
+                "sft/step": self.state.step,
+                "sft/loss": loss,
+                "sft/grad_norm": grad_norm,
+                "sft/learning_rate": rate,
+                "sft/samples_per_s": samples / (time.perf_counter() - began),
+            }
+            if validates:
+                record |= self._validate_and_save()
+            self.metrics.write(record)
+        return self.state
+
+    def resume(self) -> None:
+        """Continues from the last checkpoint of the run folder."""
+        self.state, extra = load_checkpoint(self.folder / LAST, self.policy, self.optimizer)
+        if self._average:
+            self._average = [extra[self._names[id(p)]] for p in self._parameters]
+
+    def finish(self) -> Path:
+        """Saves the final weights (averaged ones when ``ema_decay`` is set) as ``policy/`` of the run folder."""
+        with self._averaged_weights():
+            self.policy.save(self.folder / "policy", replace=True)
+        return self.folder / "policy"
+
+    def _split(self) -> tuple[np.ndarray, np.ndarray]:
+        """Frame numbers of the training and of the held-out episodes."""
+        episodes = len(self._dataset.episodes)
+        held_out = int(round(self.config.validation_fraction * episodes))
+        if episodes - held_out < 1:
+            raise ConfigError(
+                f"validation_fraction {self.config.validation_fraction} leaves no training episode of {episodes}; lower it"
+            )
+        order = self._seeds.rng("sft", "split").permutation(episodes)
+        in_held_out = np.isin(self._dataset.episode_index, order[:held_out])
+        return np.flatnonzero(~in_held_out), np.flatnonzero(in_held_out)
+
+    def _set_rate(self, step: int) -> float:
+        """Linear warmup, then a cosine to a hundredth of the peak."""
+        config = self.config
+        if step < config.warmup_steps:
+            factor = (step + 1) / config.warmup_steps
+        else:
+            progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+            factor = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
+        return config.learning_rate * factor
+
+    def _batch(self, step: int) -> np.ndarray:
+        """Frame numbers of a step's batch: every epoch is one permutation of the training frames."""
+        size, count = self.config.batch_size, len(self._train)
+        first, last = step * size, (step + 1) * size
+        rows = [
+            self._seeds.rng("sft", "epoch", epoch).permutation(count)[max(first - epoch * count, 0) : last - epoch * count]
+            for epoch in range(first // count, (last - 1) // count + 1)
+        ]
+        return self._train[np.concatenate(rows)]
+
+    def _step(self, step: int) -> tuple[float, float]:
+        rng = self._seeds.rng("sft", "step", step)
+        observations = self._frames.observations(index := self._batch(step))
+        if self.config.image_shift:
+            observations = shift_images(observations, self.config.image_shift, rng)
+        loss = self._loss(observations, index, rng)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        decay = self.config.ema_decay
+        for average, parameter in zip(self._average, self._parameters, strict=False):
+            average.lerp_(parameter.detach(), 1.0 - decay)
+        return float(loss.detach()), float(norm)
+
+    def _loss(self, observations: Observations, index: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+        """Mean flow-matching loss of some frames; steps beyond an episode's end do not count."""
+        policy = self.policy
+        chunks, padded = self._dataset.action_chunks(index, policy.config.horizon)
+        actions = policy.normalize_actions(chunks)
+        noise = torch.from_numpy(rng.standard_normal(tuple(actions.shape), dtype=np.float32)).to(actions)
+        t = flow.sample_time(torch.from_numpy(rng.random(len(index), dtype=np.float32))).to(actions)
+        prefix = policy.model.encode_prefix(policy.prepare(observations))
+        velocity = policy.model.velocity(prefix, flow.interpolate(actions, noise, t), t)
+        mask = torch.from_numpy(~padded).to(actions.device)
+        return flow_matching_error(velocity, flow.target(actions, noise), mask).mean()
+
+    def _validate_and_save(self) -> dict[str, float]:
+        record: dict[str, float] = {}
+        with self._averaged_weights():
+            if len(self._held_out):
+                loss = self._validation_loss()
+                record["sft/validation_loss"] = loss
+                if self.state.best is None or loss < self.state.best:
+                    self.state.best, self.state.best_step = loss, self.state.step
+                    save_checkpoint(self.folder / BEST, self.policy, self.optimizer, self.state)
+        averages = {self._names[id(p)]: a for p, a in zip(self._parameters, self._average, strict=False)}
+        save_checkpoint(self.folder / LAST, self.policy, self.optimizer, self.state, extra_tensors=averages)
+        return record
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        """Loss on fixed held-out frames with fixed noise, comparable between steps."""
+        rng = self._seeds.rng("sft", "validation")
+        index = rng.choice(self._held_out, size=VALIDATION_DRAWS, replace=len(self._held_out) < VALIDATION_DRAWS)
+        parts = np.array_split(index, math.ceil(len(index) / self.config.batch_size))
+        losses = [float(self._loss(self._frames.observations(p), p, rng)) * len(p) for p in parts]
+        return sum(losses) / len(index)
+
+    def _averaged_weights(self) -> _Swapped:
+        return _Swapped(self._parameters, self._average)
+
+
+class _Swapped:
+    """Holds averaged weights in the model while the block runs; does nothing without averages."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], average: list[torch.Tensor]) -> None:
+        self._pairs = list(zip(parameters, average, strict=False))
+
+    def _swap(self) -> None:
+        for parameter, average in self._pairs:
+            kept = parameter.data.clone()
+            parameter.data.copy_(average)
+            average.copy_(kept)
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *error: object) -> None:
+        self._swap()
+
+
+def shift_images(observations: Observations, limit: int, rng: np.random.Generator) -> Observations:
+    """Shifts each sample's images by up to ``limit`` pixels, the same for all its cameras; the edge is repeated.
+
+    Args:
+        observations: B observations.
+        limit: Largest shift in pixels, along both axes.
+        rng: Source of the shifts.
+
+    Source: random shift of DrQ (arXiv 2004.13649).
+    """
+    padded = np.pad(observations.images, ((0, 0), (0, 0), (limit, limit), (limit, limit), (0, 0)), mode="edge")
+    height, width = observations.images.shape[2:4]
+    shifts = rng.integers(0, 2 * limit + 1, size=(len(observations), 2))
+    images = np.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, shifts, strict=True)])
+    return Observations(images=images, state=observations.state, instructions=observations.instructions)

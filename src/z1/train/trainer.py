@@ -1,0 +1,259 @@
+"""The RL loop. ``Trainer.run`` is its table of contents: collect, score, update, log, evaluate, save."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from z1.algo.advantage import GroupFilter, group_advantages
+from z1.algo.reward import completion_returns
+from z1.config import RlConfig
+from z1.eval.evaluate import EpisodeResult, evaluate_policy
+from z1.eval.stats import wilson
+from z1.policy.policy import Policy
+from z1.rollout.collector import Collector, Exploration
+from z1.rollout.groups import RolloutCost, RolloutGroup, Rollouts, TrainingBatch, build_training_batch
+from z1.seeding import Seeds
+from z1.sims.pool import SimPool
+from z1.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from z1.train.learner import Learner, UpdateStats
+from z1.train.metrics import MetricsWriter
+from z1.train.objectives import make_objective
+from z1.types import SCENES_PER_SPLIT, Scene
+
+LAST, BEST = "checkpoints/last", "checkpoints/best"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What the loop is doing, for a progress display.
+
+    Attributes:
+        phase: ``rollout``, ``update`` or ``evaluation``.
+        iteration: Number of the iteration, from 0.
+        detail: A short text.
+        metrics: The iteration's record once it is complete, otherwise empty.
+    """
+
+    phase: str
+    iteration: int
+    detail: str = ""
+    metrics: dict[str, float] | None = None
+
+
+class Trainer:
+    """Improves one policy on one task.
+
+    Args:
+        config: Settings.
+        policy: The policy to start from; its weights change.
+        pool: The simulators.
+        folder: The run folder.
+        metrics: Where the records go.
+        on_progress: Called as the loop goes on.
+    """
+
+    def __init__(
+        self,
+        config: RlConfig,
+        policy: Policy,
+        pool: SimPool,
+        folder: Path,
+        metrics: MetricsWriter,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> None:
+        self.config = config
+        self.policy = policy
+        self.pool = pool
+        self.folder = folder
+        self.metrics = metrics
+        self.seeds = Seeds(config.seed)
+        self.state = TrainingState(step=0, best=None, best_step=-1, totals={})
+        self._on_progress = on_progress
+        objective = make_objective(
+            config.update, config.acting, config.rollout, action_dim=policy.processor.action_dim, seeds=self.seeds
+        )
+        self.learner = Learner(policy, objective, config.update, self.seeds)
+        self._filter = GroupFilter(low=config.rollout.filter_low, high=config.rollout.filter_high)
+
+    def run(self) -> TrainingState:
+        """Runs to the last iteration, from the checkpoint's iteration after ``resume``."""
+        began = time.perf_counter() - self.state.totals.get("time/total_s", 0.0)
+        if self.state.step == 0 and self.config.validation.every:
+            self._validate_start()
+        while not self._finished():
+            iteration = self.state.step
+            rollouts = self.collect(iteration)
+            batch = self.score(rollouts)
+            stats = self.update(batch, iteration)
+            self.state.step = iteration + 1
+            record = self._record(iteration, rollouts, stats)
+            self._count(rollouts.cost, stats)
+            if self._validation_is_due():
+                record |= self.validate(iteration)
+            self.state.totals["time/total_s"] = time.perf_counter() - began
+            record |= self.state.totals
+            self.metrics.write(record)
+            self.save()
+            self._on_progress(Progress(phase="iteration", iteration=iteration, metrics=record))
+        return self.state
+
+    def resume(self) -> None:
+        """Continues from the last checkpoint of the run folder."""
+        self.state, _ = load_checkpoint(self.folder / LAST, self.policy, self.learner.optimizer)
+
+    def collect(self, iteration: int) -> Rollouts:
+        """Runs an iteration's groups; groups without a signal are replaced by new scenes."""
+        settings = self.config.rollout
+        collector = Collector(
+            self.pool,
+            self.policy,
+            self.config.acting,
+            live_members=settings.live_members,
+            on_tick=lambda steps, groups: self._on_progress(
+                Progress(phase="rollout", iteration=iteration, detail=f"{groups} groups, {steps} env steps")
+            ),
+        )
+        return collector.collect(
+            self._scenes(iteration),
+            self.seeds,
+            ("iteration", iteration),
+            group_size=settings.group_size,
+            groups=settings.groups,
+            explore=Exploration(
+                noise_level=settings.noise_level,
+                exclude_last_step=settings.exclude_last_step,
+                keep="prefix" if self.config.update.mode == "expert" else "inputs",
+            ),
+            keep=lambda group: self._filter.keeps(self._returns(group), group.valid),
+            max_env_steps=settings.max_env_steps,
+        )
+
+    def score(self, rollouts: Rollouts) -> TrainingBatch | None:
+        """Returns, advantages, and the batch of chunks to train on (None when no group was kept)."""
+        advantages = [group_advantages(self._returns(g), g.success, g.valid) for g in rollouts.kept]
+        return build_training_batch(rollouts.kept, advantages, rollouts.ticks, self.config.acting.chunk_length)
+
+    def update(self, batch: TrainingBatch | None, iteration: int) -> UpdateStats | None:
+        """Runs the update epochs, if there is anything to learn from."""
+        if batch is None:
+            return None
+        self._on_progress(Progress(phase="update", iteration=iteration, detail=f"{len(batch)} chunks"))
+        return self.learner.update(batch, iteration)
+
+    def validate(self, iteration: int) -> dict[str, float]:
+        """Evaluates on the validation scenes, and keeps the policy when it is the best so far."""
+        began = time.perf_counter()
+        results = [r for r in self._evaluate(iteration) if not r.invalid]
+        successes = [r.success for r in results]
+        rate = float(np.mean(successes))
+        low, high = wilson(sum(successes), len(successes))
+        if self.state.best is None or rate > self.state.best:
+            self.state.best, self.state.best_step = rate, self.state.step
+            self._save_to(BEST)
+        self._add("time/eval_s", time.perf_counter() - began)
+        steps = [r.steps for r in results if r.success]
+        record = {"eval/success": rate, "eval/low": low, "eval/high": high, "eval/episodes": len(successes)}
+        return record | ({"eval/mean_steps_to_success": float(np.mean(steps))} if steps else {})
+
+    def save(self) -> None:
+        """Writes the full state, so that ``resume`` continues to the same numbers."""
+        self._save_to(LAST)
+
+    def finish(self) -> Path:
+        """Puts the best policy (the last one when nothing was validated) into ``policy/`` of the run folder."""
+        source = self.folder / (BEST if (self.folder / BEST).exists() else LAST) / "policy"
+        target = self.folder / "policy"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
+        return target
+
+    def _finished(self) -> bool:
+        config, totals = self.config, self.state.totals
+        spent_steps = config.env_step_budget and totals.get("cost/env_steps", 0) >= config.env_step_budget
+        spent_time = config.time_budget_s and totals.get("time/total_s", 0.0) >= config.time_budget_s
+        return bool(self.state.step >= config.iterations or spent_steps or spent_time)
+
+    def _validation_is_due(self) -> bool:
+        every = self.config.validation.every
+        return (every > 0 and self.state.step % every == 0) or self._finished()
+
+    def _validate_start(self) -> None:
+        record = {"iteration": -1, **self.validate(-1), **self.state.totals}
+        self.metrics.write(record)
+        self._on_progress(Progress(phase="iteration", iteration=-1, metrics=record))
+
+    def _evaluate(self, iteration: int) -> list[EpisodeResult]:
+        count = self.config.validation.episodes
+        return evaluate_policy(
+            self.pool,
+            self.policy,
+            self.config.acting,
+            [Scene.of_split(self.config.task, "validation", i) for i in range(count)],
+            seed=0,
+            live_members=self.config.rollout.live_members,
+            on_tick=lambda steps, done: self._on_progress(
+                Progress(phase="evaluation", iteration=iteration, detail=f"{done} of {count} episodes")
+            ),
+        )
+
+    def _scenes(self, iteration: int) -> Iterator[Scene]:
+        """Training scenes of an iteration, without end."""
+        number = 0
+        while True:
+            index = self.seeds.integer(SCENES_PER_SPLIT, "iteration", iteration, "scene", number)
+            yield Scene.of_split(self.config.task, "train", index)
+            number += 1
+
+    def _returns(self, group: RolloutGroup) -> np.ndarray:
+        return completion_returns(group.success, group.chunk_counts, self.config.rollout.reward_decay)
+
+    def _save_to(self, name: str) -> None:
+        save_checkpoint(self.folder / name, self.policy, self.learner.optimizer, self.state)
+
+    def _add(self, key: str, value: float) -> None:
+        self.state.totals[key] = self.state.totals.get(key, 0) + value
+
+    def _count(self, cost: RolloutCost, stats: UpdateStats | None) -> None:
+        for name in ("env_steps", "renders", "policy_calls", "vlm_prefixes", "denoise_steps"):
+            self._add(f"cost/{name}", getattr(cost, name))
+        self._add("cost/gradient_chunks", stats.gradient_chunks if stats else 0)
+        self._add("time/rollout_s", cost.total_s)
+        self._add("time/policy_s", cost.policy_s)
+        self._add("time/sim_s", cost.sim_s)
+        self._add("time/render_s", cost.render_s)
+        self._add("time/update_s", stats.seconds if stats else 0.0)
+
+    def _record(self, iteration: int, rollouts: Rollouts, stats: UpdateStats | None) -> dict[str, float]:
+        episodes = [e for group in rollouts.groups for e in group.episodes if not e.invalid]
+        returns = np.concatenate([self._returns(g)[g.valid] for g in rollouts.groups])
+        record: dict[str, float] = {
+            "iteration": iteration,
+            "rollout/success": float(np.mean([e.success for e in episodes])),
+            "rollout/return_mean": float(returns.mean()),
+            "rollout/episodes": len(episodes),
+            "rollout/mean_steps": float(np.mean([e.env_steps for e in episodes])),
+            "rollout/groups_kept": len(rollouts.kept),
+            "rollout/groups_dropped": len(rollouts.dropped),
+            "rollout/invalid_members": sum(int((~g.valid).sum()) for g in rollouts.groups),
+        }
+        if stats is not None:
+            record |= {
+                "update/loss": stats.loss,
+                "update/approx_kl": stats.approx_kl,
+                "update/clip_fraction": stats.clip_fraction,
+                "update/ratio_max": stats.ratio_max,
+                "update/first_ratio_max": stats.first_ratio_max,
+                "update/grad_norm": stats.grad_norm,
+                "update/learning_rate": stats.learning_rate,
+                "update/epochs_run": stats.epochs_run,
+                "update/optimizer_steps": stats.optimizer_steps,
+                "update/chunks": stats.chunks,
+                "update/acting_log_prob_gap": stats.acting_log_prob_gap,
+            }
+        return record
