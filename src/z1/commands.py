@@ -302,7 +302,7 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
                 label = f"{task}, {config.policy[number]}"
                 episodes += _evaluate_one(pool, policy, config, scenes, number, label)
     names = policy_names(config.policy)
-    evaluation = {
+    evaluation: dict[str, Any] = {
         "schema": "z1.evaluation/1",
         "protocol": protocol,
         "policies": [{"name": name, "path": str(path)} for name, path in zip(names, config.policy, strict=True)],

@@ -222,10 +222,9 @@ def test_order_is_that_of_the_keys(tmp_path: Path) -> None:
 
 def test_interrupted_recording_is_resumed(tmp_path: Path, written: LeRobotDataset) -> None:
     path = tmp_path / "dataset"
-    with pytest.raises(KeyboardInterrupt), LeRobotWriter(path, LAYOUT, identity={"seed": 1}) as writer:
+    with LeRobotWriter(path, LAYOUT, identity={"seed": 1}) as writer:
         writer.add_episode(*EPISODES[0])
         writer.add_episode(*EPISODES[1])
-        raise KeyboardInterrupt
     assert not path.exists()
     (tmp_path / ".dataset.recording/episodes/.000002.half.tmp").mkdir()
     with pytest.raises(DatasetError) as caught:
@@ -255,7 +254,9 @@ def test_finished_datasets_are_not_overwritten(tmp_path: Path) -> None:
     write(tmp_path / "dataset", EPISODES[:1])
     with pytest.raises(DatasetError) as caught:
         LeRobotWriter(tmp_path / "dataset", LAYOUT)
-    assert str(caught.value) == (f"{tmp_path}/dataset exists already; choose another path, or overwrite it explicitly")
+    assert str(caught.value) == (
+        f"{tmp_path}/dataset exists already; choose another path, or overwrite it explicitly (overwrite)"
+    )
     assert LeRobotDataset.open(tmp_path / "dataset").num_frames == 20
     assert write(tmp_path / "dataset", EPISODES[1:2], replace=True).num_frames == 21
 

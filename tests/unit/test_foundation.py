@@ -60,7 +60,7 @@ def test_atomic_folder_refuses_to_replace_unless_asked(tmp_path: Path) -> None:
 
 def test_unwritable_place_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match="cannot write .*Not a directory; free some space or choose another folder"):
+    with pytest.raises(RunFolderError, match="cannot write .*File exists; free some space or choose another folder"):
         write_json(tmp_path / "file" / "x.json", {})
 
 
@@ -124,6 +124,7 @@ LEVELS = {
     "errors": 0,
     "seeding": 0,
     "files": 0,
+    "machine": 0,
     "config": 0,
     "sims": 1,
     "data": 1,
@@ -145,6 +146,8 @@ def _imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("z1."):
             found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.ImportFrom) and node.module == "z1":
+            found |= {alias.name for alias in node.names} - {"__version__"}
     return found
 
 

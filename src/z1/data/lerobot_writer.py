@@ -45,6 +45,12 @@ class _StoredEpisode:
         return self.folder / f"{camera}.mp4"
 
 
+def refuse_existing(path: Path, replace: bool) -> None:
+    """Raises DatasetError when a dataset would be overwritten without being asked for."""
+    if path.exists() and not replace:
+        raise DatasetError(f"{path} exists already; choose another path, or overwrite it explicitly (overwrite)")
+
+
 class LeRobotWriter:
     """Collects episodes and writes them as a LeRobotDataset v3.0. A context manager; leaving it keeps unfinished work.
 
@@ -83,8 +89,7 @@ class LeRobotWriter:
         self.layout = dataset_layout
         self.codec = video.choose_codec(lossless)
         self._replace = replace
-        if self.path.exists() and not replace:
-            raise DatasetError(f"{self.path} exists already; choose another path, or overwrite it explicitly")
+        refuse_existing(self.path, replace)
         self.work = self.path.with_name(f".{self.path.name}.recording")
         self.work.mkdir(parents=True, exist_ok=True)
         self._lock = (self.work / LOCK_NAME).open("w")

@@ -59,7 +59,8 @@ def advise(records: Records, evaluation: Mapping[str, Any] | None) -> list[Advic
     return found or [
         Advice(
             title="Repeat with other seeds",
-            text="Nothing in the logged numbers asks for a change. Two more run seeds show how much of the gain is luck.",
+            text="Nothing in the logged numbers asks for a change. Two more run seeds show how much of the gain is "
+            "luck.",
         )
     ]
 
@@ -126,7 +127,8 @@ def _clipping(records: Records) -> Advice | None:
         return None
     return Advice(
         title="Take smaller updates",
-        text=f"Lately {percent(fraction)} of the chunks were clipped. Lower the learning rate or run fewer update epochs.",
+        text=f"Lately {percent(fraction)} of the chunks were clipped. Lower the learning rate or run fewer update "
+        "epochs.",
     )
 
 
@@ -157,8 +159,8 @@ def _still_rising(records: Records) -> Advice | None:
         return None
     return Advice(
         title="Train longer",
-        text=f"Validation success was still rising at the end, from {percent(earlier)} to {percent(rates[-1])} over the "
-        "last third. Continue with --resume and more iterations.",
+        text=f"Validation success was still rising at the end, from {percent(earlier)} to {percent(rates[-1])} over "
+        "the last third. Continue with --resume and more iterations.",
     )
 
 
@@ -169,8 +171,8 @@ def _past_the_best(records: Records) -> Advice | None:
         return None
     return Advice(
         title="Stop earlier, or lower the learning rate",
-        text=f"Validation success peaked at {percent(max(rates))} and ended at {percent(rates[-1])}, below the interval "
-        "of the peak. The best checkpoint is kept as the result.",
+        text=f"Validation success peaked at {percent(max(rates))} and ended at {percent(rates[-1])}, below the "
+        "interval of the peak. The best checkpoint is kept as the result.",
     )
 
 
@@ -180,8 +182,8 @@ def _sft_overfit(records: Records) -> Advice | None:
         return None
     return Advice(
         title="Train for fewer steps, or record more demonstrations",
-        text=f"The validation loss reached {number(min(losses))} and rose to {number(losses[-1])}: the policy begins to "
-        "memorise the demonstrations.",
+        text=f"The validation loss reached {number(min(losses))} and rose to {number(losses[-1])}: the policy begins "
+        "to memorise the demonstrations.",
     )
 
 
@@ -224,8 +226,8 @@ def _simulator_bound(records: Records) -> Advice | None:
         return None
     return Advice(
         title="Use more simulator hosts",
-        text=f"Rollouts took {percent(rollout / total)} of the time, and the policy only {percent(policy / rollout)} of "
-        f"that. More hosts (sim.hosts), up to the number of cores, shorten the run; results stay the same.",
+        text=f"Rollouts took {percent(rollout / total)} of the time, and the policy only {percent(policy / rollout)} "
+        "of that. More hosts (sim.hosts), up to the number of cores, shorten the run; results stay the same.",
     )
 
 
@@ -235,10 +237,11 @@ def _next_stage(records: Records, evaluation: Mapping[str, Any] | None) -> Advic
     if values_of(records, "sft/loss"):
         return Advice(
             title="Evaluate the policy, then improve it with RL",
-            text="A loss does not tell success. Run z1 eval on this policy; once it succeeds sometimes, z1 rl can improve it.",
+            text="A loss does not tell success. Run z1 eval on this policy; once it succeeds sometimes, z1 rl can "
+            "improve it.",
         )
     return Advice(
         title="Evaluate on held-out scenes",
-        text="Validation scenes chose the best checkpoint, so their success rate flatters it. Compare the start and the "
-        f"result with z1 eval on 100{NARROW}test scenes.",
+        text="Validation scenes chose the best checkpoint, so their success rate flatters it. Compare the start and "
+        f"the result with z1 eval on 100{NARROW}test scenes.",
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 MUTED, LINE = "#66717f", "#dfe4ea"
 MAIN, SECOND = "#0f7b6c", "#c2700a"
@@ -78,9 +78,11 @@ def line_plot(curves: Sequence[Curve], x_label: str, y_label: str = "", *, log: 
         log: Whether the y axis is logarithmic; ignored unless all values are positive.
     """
     figure, axes = _axes(4.6, 2.7)
+    _draw(axes, curves)
     if log and all(y > 0 for curve in curves for y in curve.y):
         axes.set_yscale("log")
-    _draw(axes, curves)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_locator(NullLocator())
     _plain_y(axes)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
@@ -88,9 +90,11 @@ def line_plot(curves: Sequence[Curve], x_label: str, y_label: str = "", *, log: 
 
 
 def small_plot(curve: Curve, x_label: str) -> Figure:
-    """One diagnostic, for a grid of small plots."""
+    """One diagnostic, for a grid of small plots; the y axis begins at 0 unless a value is negative."""
     figure, axes = _axes(3.1, 1.7)
     _draw(axes, [curve])
+    if min(curve.y) >= 0:
+        axes.set_ylim(0, 1.08 * max(curve.y) or 1.0)
     _plain_y(axes)
     axes.yaxis.set_major_locator(MaxNLocator(3))
     axes.set_xlabel(x_label)

@@ -226,17 +226,16 @@ class WandbSink:
 class MetricsWriter:
     """Appends records to metrics.jsonl and mirrors their numbers.
 
-    On resume: load the checkpoint, then ``rewind(state.step)``, then write.
-
     Args:
         folder: The run folder.
         tensorboard: Whether to mirror to TensorBoard.
         wandb: Whether to mirror to Weights & Biases.
         config: Settings to show with the W&B run.
+        resume: Whether the folder's records are continued; ``resume_at`` then comes before the first write.
 
     Raises:
         MissingExtraError: W&B is asked for and not installed.
-        RunFolderError: metrics.jsonl exists and is damaged, or cannot be written.
+        RunFolderError: metrics.jsonl exists although the run is not resumed, or is damaged, or cannot be written.
     """
 
     def __init__(
@@ -246,6 +245,7 @@ class MetricsWriter:
         tensorboard: bool = True,
         wandb: bool = False,
         config: Mapping[str, Any] | None = None,
+        resume: bool = False,
     ) -> None:
         self._folder = folder
         self._path = folder / "metrics.jsonl"
@@ -255,19 +255,24 @@ class MetricsWriter:
         self._purge_after: int | None = None
         self._last: int | None = None
         if self._path.exists():
+            if not resume:
+                raise RunFolderError(f"{self._path} exists already; choose another --out, or continue it with --resume")
             self._keep(read_metrics(self._path))
 
-    def rewind(self, completed_steps: int) -> None:
-        """Forgets the records of work that will be done again.
+    def resume_at(self, key: str, step: int) -> None:
+        """Forgets the records of work beyond the checkpoint, which will be done again.
 
         Args:
-            completed_steps: Iterations (RL) or optimizer steps (SFT) that the resumed checkpoint has completed;
-                records beyond it are removed from the file.
+            key: What the run counts, ``iteration`` or ``sft/step``.
+            step: How many of them the checkpoint has completed.
         """
-        assert not self._opened, "rewind comes before the first write"
+        assert not self._opened, "resume_at comes before the first write"
+        assert key in ("iteration", "sft/step"), key
         records = read_metrics(self._path) if self._path.exists() else []
-        self._keep([r for r in records if completed(r) <= completed_steps])
-        self._purge_after = completed_steps
+        kept = [r for r in records if key in r and completed(r) <= step]
+        if len(kept) < len(records):
+            self._keep(kept)
+        self._purge_after = step
 
     def write(self, record: Mapping[str, Value]) -> None:
         """Appends a record; it is on disk when this returns.
@@ -284,7 +289,7 @@ class MetricsWriter:
         step = completed(values)
         if self._last is not None and step < self._last:
             raise ValueError(
-                f"record of step {step} after step {self._last} in {self._path}; on resume call rewind first"
+                f"record of step {step} after step {self._last} in {self._path}; on resume call resume_at first"
             )
         self._open()
         self._append(json.dumps(values, allow_nan=False) + "\n")

@@ -103,16 +103,18 @@ class Grpo:
             rows = batch.rows(index)
             behaviour[index] = self._log_prob(model, rows, prefix_of(rows))
         self._behaviour = behaviour
-        return float((behaviour - batch.recorded_log_prob).abs().max())
+        whole = batch.executed_mask.all(dim=1)  # what was recorded while acting counts every step of the chunk
+        gap = (behaviour - batch.recorded_log_prob)[whole].abs()
+        return float(gap.max()) if len(gap) else 0.0
 
     def terms(self, model: Pi05, rows: TrainingBatch, index: Tensor, prefix: PrefixCache, address: tuple[str | int, ...]) -> Terms:
         """See ``Objective.terms``."""
         log_ratio = self._log_prob(model, rows, prefix) - self._behaviour[index]
         ratio = log_ratio.exp()
-        objective = clipped_surrogate(ratio, rows.positive, rows.negative, **self._clip)
+        loss = -clipped_surrogate(ratio, rows.positive, rows.negative, **self._clip).sum()
         with torch.no_grad():
             return Terms(
-                loss=-objective.sum(),
+                loss=loss,
                 approx_kl_sum=float(approx_kl(log_ratio).sum()),
                 clipped=int(clipped_fraction(ratio, rows.positive, rows.negative, **self._clip).sum()),
                 ratio_max=float((ratio - 1.0).abs().max()),

@@ -31,21 +31,28 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: Path, config: Mapping[str, Any], kind: str) -> RunFolder:
+    def create(
+        cls, path: Path, config: Mapping[str, Any], kind: str, *, environment: Mapping[str, Any] | None = None
+    ) -> RunFolder:
         """Makes a new run folder with config.json and environment.json.
 
         Args:
             path: The folder; it may exist if it is empty.
             config: Settings of the run, as plain JSON values.
             kind: The command that runs, for example ``rl`` or ``sft``.
+            environment: Further entries of environment.json, for example about the simulator.
 
         Raises:
             RunFolderError: The folder holds something already, or cannot be written.
         """
         _require_free(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"cannot create {path}: {error.strerror}; choose another --out") from error
         run = cls(path)
-        write_json(run.environment_path, {**describe_environment(), "created": _now()})
-        write_json(run.config_path, {"schema": SCHEMA, "kind": kind, "config": dict(config)})
+        write_json(run.environment_path, {**describe_environment(), **(environment or {}), "created": _now()})
+        run._write_settings(kind, config)
         return run
 
     @classmethod
@@ -132,17 +139,16 @@ class RunFolder:
         """report.html."""
         return self.path / "report.html"
 
-    def add_environment(self, name: str, value: Any) -> None:
-        """Adds an entry to environment.json, for example ``simulator``.
-
-        Args:
-            name: Name of the entry.
-            value: A JSON value.
+    def update_config(self, config: Mapping[str, Any]) -> None:
+        """Replaces the settings, when a resumed run may change some of them.
 
         Raises:
-            RunFolderError: The file is missing, damaged or cannot be written.
+            RunFolderError: config.json is missing, damaged or cannot be written.
         """
-        write_json(self.environment_path, {**self.environment, name: value})
+        self._write_settings(self.kind, config)
+
+    def _write_settings(self, kind: str, config: Mapping[str, Any]) -> None:
+        write_json(self.config_path, {"schema": SCHEMA, "kind": kind, "config": dict(config)})
 
     def _settings(self) -> dict[str, Any]:
         settings = read_json(self.config_path, RunFolderError)

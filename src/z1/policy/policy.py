@@ -1,0 +1,248 @@
+"""A policy: network, tokenizer and processing, saved and loaded as one folder.
+
+    policy/
+      model.safetensors    the network's parameters, by the names of ``Pi05``
+      config.json          {"format": "z1.policy/1", "policy": sizes, "processor": processing with statistics}
+      tokenizer.model      the sentencepiece model
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from z1.data.transforms import pad_dims, unpad_dims
+from z1.errors import CheckpointError, ConfigError
+from z1.files import atomic_folder, read_json, write_json
+from z1.policy.config import PolicyConfig, ProcessorConfig
+from z1.policy.images import letterbox
+from z1.policy.pi05 import ModelInput, Pi05
+from z1.policy.tokenizer import Tokenizer, build_prompt
+from z1.policy.weights import read_tensors, with_tensors
+from z1.seeding import Seeds
+from z1.types import Observations
+
+FORMAT = "z1.policy/1"
+MODEL_FILE, CONFIG_FILE, TOKENIZER_FILE = "model.safetensors", "config.json", "tokenizer.model"
+
+
+class Policy:
+    """Observations in, env actions out.
+
+    Attributes:
+        model: The network.
+        processor: How observations and actions are processed.
+        tokenizer: Text to tokens.
+    """
+
+    def __init__(self, model: Pi05, processor: ProcessorConfig, tokenizer: Tokenizer) -> None:
+        """Puts the parts together.
+
+        Raises:
+            ConfigError: They do not fit each other.
+        """
+        config = model.config
+        if processor.action_dim > config.action_dim:
+            raise ConfigError(
+                f"processor.action_dim is {processor.action_dim}, but the network has {config.action_dim} action dims; "
+                "choose a network with a larger action_dim"
+            )
+        if tokenizer.size > config.vlm.vocab:
+            raise ConfigError(
+                f"the tokenizer has {tokenizer.size} pieces, but the network embeds {config.vlm.vocab}; "
+                "choose the tokenizer that belongs to the network"
+            )
+        self.model = model
+        self.processor = processor
+        self.tokenizer = tokenizer
+        self._state_normalizer, self._action_normalizer = processor.normalizers()
+
+    @classmethod
+    def create(
+        cls, config: PolicyConfig, processor: ProcessorConfig, seed: int, tokenizer: Tokenizer | None = None
+    ) -> Policy:
+        """A policy with random weights.
+
+        Args:
+            config: Sizes.
+            processor: Processing.
+            seed: Of the weights.
+            tokenizer: Default: the small one that is shipped with z1.
+
+        Raises:
+            ConfigError: The parts do not fit each other.
+        """
+        model = Pi05.initialised(config, Seeds(seed).rng("policy", "weights"))
+        return cls(model, processor, tokenizer or Tokenizer.tiny())
+
+    @property
+    def config(self) -> PolicyConfig:
+        """Sizes of the network."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.model.device
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of the network's parameters."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def to(self, device: torch.device | str) -> Policy:
+        """Moves the network to a device; returns the same policy."""
+        self.model.to(device)
+        return self
+
+    def prepare(self, observations: Observations) -> ModelInput:
+        """Model input of B observations, on the network's device.
+
+        Args:
+            observations: Images of the processor's cameras, in its order.
+
+        Raises:
+            ConfigError: The number of cameras or the width of the state is not what the policy was made for.
+        """
+        processor = self.processor
+        count, cameras = observations.images.shape[:2]
+        if cameras != len(processor.cameras):
+            raise ConfigError(
+                f"the observations have {cameras} cameras, the policy looks through {len(processor.cameras)} "
+                f"({', '.join(processor.cameras)}); render these"
+            )
+        images = torch.from_numpy(np.ascontiguousarray(observations.images)).to(self.device).permute(0, 1, 4, 2, 3)
+        if images.shape[-2:] != (self.config.image_size, self.config.image_size):
+            images = letterbox(images.flatten(0, 1), self.config.image_size, processor.resize).unflatten(
+                0, (count, cameras)
+            )
+        tokens, token_mask = self._tokenise(observations)
+        return ModelInput(
+            images=images.contiguous(),
+            image_mask=torch.ones(count, cameras, dtype=torch.bool, device=self.device),
+            tokens=torch.from_numpy(tokens).to(self.device),
+            token_mask=torch.from_numpy(token_mask).to(self.device),
+        )
+
+    def _tokenise(self, observations: Observations) -> tuple[np.ndarray, np.ndarray]:
+        processor, normalizer = self.processor, self._state_normalizer
+        states: list[Any] = [None] * len(observations)
+        if normalizer is not None:
+            if observations.state.shape[-1] != processor.state_dim:
+                raise ConfigError(
+                    f"the observations have {observations.state.shape[-1]} state dims, the policy was made for "
+                    f"{processor.state_dim}; choose a policy that was trained on this simulator"
+                )
+            states = list(normalizer.normalize(observations.state))
+        prompts = [
+            build_prompt(instruction, state, processor.prompt)
+            for instruction, state in zip(observations.instructions, states, strict=True)
+        ]
+        return self.tokenizer.batch(prompts, self.config.max_tokens)
+
+    def normalize_actions(self, actions: np.ndarray) -> Tensor:
+        """Env actions in model units.
+
+        Args:
+            actions: float ``[..., A]``, env units.
+
+        Returns:
+            float32 ``[..., D]`` on the network's device; dims beyond A are 0.
+        """
+        normal = self._action_normalizer.normalize(np.asarray(actions)).astype(np.float32)
+        return torch.from_numpy(pad_dims(normal, self.config.action_dim)).to(self.device)
+
+    def env_actions(self, actions: Tensor) -> np.ndarray:
+        """Model output in env units, clipped to the action bounds.
+
+        Args:
+            actions: float ``[..., D]``, model units.
+
+        Returns:
+            float32 ``[..., A]``.
+        """
+        processor = self.processor
+        real = unpad_dims(actions.detach().float().cpu().numpy(), processor.action_dim)
+        result = self._action_normalizer.unnormalize(real)
+        if processor.action_low is not None and processor.action_high is not None:
+            result = np.clip(result, processor.action_low, processor.action_high)
+        return result.astype(np.float32)
+
+    def save(self, path: Path | str, *, replace: bool = False) -> None:
+        """Writes the policy's folder, in one move.
+
+        Args:
+            path: The folder.
+            replace: Whether an existing folder is replaced.
+
+        Raises:
+            RunFolderError: It exists already or cannot be written.
+        """
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        with atomic_folder(Path(path), replace=replace) as folder:
+            save_file(tensors, folder / MODEL_FILE, metadata={"format": "pt"})
+            (folder / TOKENIZER_FILE).write_bytes(self.tokenizer.serialised)
+            write_json(
+                folder / CONFIG_FILE,
+                {"format": FORMAT, "policy": self.config.to_json(), "processor": self.processor.to_json()},
+            )
+
+    @classmethod
+    def load(cls, path: Path | str) -> Policy:
+        """Reads a policy's folder.
+
+        Raises:
+            CheckpointError: Something is missing, damaged, of another version or does not fit.
+        """
+        folder = Path(path)
+        value = _read_config_json(folder)
+        config = read_config(folder)
+        processor = ProcessorConfig.from_json(value.get("processor"), source=str(folder / CONFIG_FILE))
+        tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
+        tensors = read_tensors(folder / MODEL_FILE, _shapes(config))
+        try:
+            return cls(with_tensors(config, tensors), processor, tokenizer)
+        except ConfigError as error:
+            raise CheckpointError(f"{folder}: {error}") from None
+
+    def load_weights(self, path: Path | str) -> None:
+        """Overwrites the weights, in place, with those of a policy's folder.
+
+        Raises:
+            CheckpointError: They are missing, damaged or of another size.
+        """
+        folder = Path(path)
+        _read_config_json(folder)
+        tensors = read_tensors(folder / MODEL_FILE, _shapes(self.config))
+        self.model.load_state_dict(tensors, strict=True)
+
+
+def read_config(path: Path | str) -> PolicyConfig:
+    """Sizes of a saved policy, without reading its weights.
+
+    Raises:
+        CheckpointError: There is no policy, or its config.json is damaged or of another version.
+    """
+    folder = Path(path)
+    return PolicyConfig.from_json(_read_config_json(folder).get("policy"), source=str(folder / CONFIG_FILE))
+
+
+def _read_config_json(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise CheckpointError(f"policy folder {folder} does not exist; give a folder that holds {MODEL_FILE} and {CONFIG_FILE}")
+    value = read_json(folder / CONFIG_FILE, CheckpointError)
+    found = value.get("format") if isinstance(value, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} has format {found!r}, expected {FORMAT!r}; it is no policy of z1, or of another version"
+        )
+    return value
+
+
+def _shapes(config: PolicyConfig) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in Pi05.blank(config).state_dict().items()}

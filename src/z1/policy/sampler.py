@@ -1,0 +1,145 @@
+"""Sampling chunks and recomputing their log-probs, over one code path.
+
+Of a chunk's K denoise steps at most one is stochastic; the others are Euler steps. The likelihood of a chunk is the
+Gaussian density of that step, summed over the env steps that were executed and the real action dims. Acting and
+training call the same functions on the same table of times, so a log-prob that is recomputed with unchanged weights, on
+the same rows, equals the recorded one bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from z1.policy import flow
+from z1.policy.pi05 import Pi05, PrefixCache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledChunk:
+    """B chunks and what is needed to recompute their likelihood.
+
+    Attributes:
+        actions: float32 ``[B, H, D]``, the flow's state at t = 0, in model units.
+        sde_index: int64 ``[B]``, number of the stochastic denoise step; -1 without one.
+        x_t: float32 ``[B, H, D]``, state before the stochastic step; zeros without one.
+        x_next: float32 ``[B, H, D]``, state after it; zeros without one.
+        log_prob: float32 ``[B]``, of all ``executed_steps`` env steps, nats; 0 without a stochastic step.
+        step_log_prob: float32 ``[B, C]``, the terms of ``log_prob``, one per env step.
+    """
+
+    actions: Tensor
+    sde_index: Tensor
+    x_t: Tensor
+    x_next: Tensor
+    log_prob: Tensor
+    step_log_prob: Tensor
+
+
+@torch.no_grad()
+def sample_chunk(
+    model: Pi05,
+    prefix: PrefixCache,
+    *,
+    initial_noise: Tensor,
+    denoise_steps: int,
+    noise_level: float,
+    sde_index: Tensor | None,
+    sde_noise: Tensor | None,
+    executed_steps: int,
+    action_dim: int,
+) -> SampledChunk:
+    """Denoises B chunks.
+
+    Args:
+        model: The network.
+        prefix: B prefixes.
+        initial_noise: float32 ``[B, H, D]``, standard normal.
+        denoise_steps: K.
+        noise_level: a, scale of the stochastic step; 0 makes it an Euler step, with log-prob 0.
+        sde_index: int64 ``[B]``, the stochastic step of each sample, 0..K-1; None: Euler steps only (evaluation).
+        sde_noise: float32 ``[B, H, D]``, standard normal, the stochastic step's noise; given exactly with ``sde_index``.
+        executed_steps: C, env steps of the chunk that will be executed.
+        action_dim: A, real action dims.
+
+    Returns:
+        The chunks.
+    """
+    assert (sde_index is None) == (sde_noise is None), "sde_index and sde_noise go together"
+    assert executed_steps <= initial_noise.shape[1], (executed_steps, initial_noise.shape)
+    table = _modulation_table(model, denoise_steps, initial_noise.device)
+    x = initial_noise
+    x_t, x_next = torch.zeros_like(x), torch.zeros_like(x)
+    step_log_prob = x.new_zeros(len(x), executed_steps)
+    for k in range(denoise_steps):
+        v = model.modulated_velocity(prefix, x, table[k : k + 1])
+        after = flow.ode_step(x, v, denoise_steps)
+        if sde_index is not None and sde_noise is not None:
+            index = torch.full_like(sde_index, k)
+            mean, std, log_std = flow.sde_moments(x, v, index, denoise_steps, noise_level)
+            noisy = mean + std * sde_noise
+            here = sde_index == k
+            after = torch.where(here[:, None, None], noisy, after)
+            x_t = torch.where(here[:, None, None], x, x_t)
+            x_next = torch.where(here[:, None, None], noisy, x_next)
+            terms = _step_log_prob(noisy, mean, std, log_std, executed_steps, action_dim)
+            step_log_prob = torch.where(here[:, None], terms, step_log_prob)
+        x = after
+    return SampledChunk(
+        actions=x,
+        sde_index=torch.full((len(x),), -1, device=x.device) if sde_index is None else sde_index,
+        x_t=x_t,
+        x_next=x_next,
+        log_prob=step_log_prob.sum(1),
+        step_log_prob=step_log_prob,
+    )
+
+
+def chunk_log_prob(
+    model: Pi05,
+    prefix: PrefixCache,
+    *,
+    x_t: Tensor,
+    x_next: Tensor,
+    sde_index: Tensor,
+    denoise_steps: int,
+    noise_level: float,
+    executed_mask: Tensor,
+    action_dim: int,
+) -> Tensor:
+    """Log-probs of recorded stochastic steps under the model's present weights; differentiable.
+
+    Args:
+        model: The network.
+        prefix: B prefixes.
+        x_t: float32 ``[B, H, D]``, of ``SampledChunk``.
+        x_next: float32 ``[B, H, D]``, of ``SampledChunk``.
+        sde_index: int64 ``[B]``, of ``SampledChunk``, 0..K-1.
+        denoise_steps: K, as sampled.
+        noise_level: a, as sampled.
+        executed_mask: bool ``[B, C]``, env steps that were executed; the others do not count.
+        action_dim: A, real action dims.
+
+    Returns:
+        float32 ``[B]``, nats.
+    """
+    table = _modulation_table(model, denoise_steps, x_t.device)
+    v = model.modulated_velocity(prefix, x_t, table[sde_index])
+    mean, std, log_std = flow.sde_moments(x_t, v, sde_index, denoise_steps, noise_level)
+    terms = _step_log_prob(x_next, mean, std, log_std, executed_mask.shape[1], action_dim)
+    return torch.where(executed_mask, terms, 0.0).sum(1)
+
+
+def _modulation_table(model: Pi05, denoise_steps: int, device: torch.device) -> Tensor:
+    """The expert's modulation at every time of the grid but the last, ``[K, ...]``."""
+    return model.modulation(flow.time_grid(denoise_steps)[:-1].to(device))
+
+
+def _step_log_prob(
+    value: Tensor, mean: Tensor, std: Tensor, log_std: Tensor, executed_steps: int, action_dim: int
+) -> Tensor:
+    """Log-density per env step, ``[B, C]``, over the real action dims."""
+    counted = (slice(None), slice(0, executed_steps), slice(0, action_dim))
+    return flow.gaussian_log_prob(value[counted], mean[counted], std, log_std).sum(2)

@@ -1,0 +1,125 @@
+"""What a simulator must offer to a host, and the one place that knows which adapters exist.
+
+Level 1: standard library and numpy only, Python 3.10 syntax.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from z1.errors import UnknownNameError
+from z1.sims.snapshot import SimState
+from z1.types import SimInfo
+
+SIMULATORS = ("metaworld",)
+"""Short names of the simulators that have an adapter."""
+
+QUALITIES = ("fast", "default")
+"""Rendering: without shadows, reflections and multisampling, or as the simulator's authors set it."""
+
+MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048
+"""Range of the height and width of an image, in pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSettings:
+    """What the main process asks of an adapter.
+
+    Attributes:
+        simulator: Short name.
+        cameras: Cameras of the policy's images, in order; empty: the adapter's default pair.
+        image_size: Height and width of these images in pixels.
+        horizon: Env steps of an episode; 0: the simulator's own.
+        quality: Of ``QUALITIES``.
+    """
+
+    simulator: str
+    cameras: tuple[str, ...]
+    image_size: int
+    horizon: int
+    quality: str
+
+
+class Diverged(Exception):
+    """The physics of an episode broke down; the message says how."""
+
+
+class TaskSim(Protocol):
+    """One compiled task, in which any scene and any member of it can be put.
+
+    Attributes:
+        observation: float64, the simulator's own full observation of the present state; never given to a policy.
+    """
+
+    observation: np.ndarray
+
+    def reset(self, seed: int) -> None:
+        """Builds the scene of a seed. The result depends on the seed alone, not on what ran here before."""
+
+    def capture(self) -> SimState:
+        """The present state."""
+
+    def load(self, state: SimState) -> None:
+        """Puts back a state, bit-exactly.
+
+        Raises:
+            SimulatorError: The state does not fit this task or version.
+        """
+
+    def step(self, action: np.ndarray) -> bool:
+        """Executes one env step.
+
+        Args:
+            action: float32 ``[A]``, in env units.
+
+        Returns:
+            Whether the task is solved now.
+
+        Raises:
+            Diverged: The physics broke down; the state is useless until the next ``load`` or ``reset``.
+        """
+
+    def proprioception(self) -> np.ndarray:
+        """float32 ``[S]``: what the policy may know besides images."""
+
+    def expert_action(self, observation: np.ndarray) -> np.ndarray:
+        """float32 ``[A]``: what the scripted expert does on a full observation, which it leaves unchanged."""
+
+    def render(self, camera: str, image: np.ndarray) -> None:
+        """Renders a camera, the right way up, into uint8 ``[height, width, 3]``."""
+
+
+class Adapter(Protocol):
+    """A simulator.
+
+    Attributes:
+        info: What the simulator says about itself.
+        horizon: Env steps of an episode.
+    """
+
+    info: SimInfo
+    horizon: int
+
+    def task_sim(self, task: str) -> TaskSim:
+        """The compiled task of a name (without prefix); the same object every time."""
+
+    def close(self) -> None:
+        """Frees rendering contexts."""
+
+
+def make_adapter(settings: AdapterSettings) -> Adapter:
+    """The adapter of a simulator.
+
+    Raises:
+        UnknownNameError: No such simulator or camera.
+        SimulatorError: The simulator is not installed under this interpreter.
+        RenderError: The chosen GL back end cannot render.
+    """
+    if settings.simulator == "metaworld":
+        from z1.sims.metaworld import MetaWorld
+
+        return MetaWorld(settings)
+    raise UnknownNameError("simulator", settings.simulator, SIMULATORS)

@@ -1,0 +1,474 @@
+"""SimPool: many episodes on many simulator hosts, seen as one batch.
+
+The pool places scenes on hosts, sends each host its share of a call, lets all of them work at once and puts the rows
+back into the caller's order. Results do not depend on the number of hosts or on which members share a call.
+
+A host that dies, hangs or sends what cannot be read is replaced. The members it held are lost: the next ``step_chunk``
+reports them as invalid, everything else goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+import numpy as np
+
+from z1.errors import ConfigError, SimulatorError, UnknownNameError
+from z1.sims.adapter import MAX_IMAGE_SIZE
+from z1.sims.hosts import ATTEMPTS, Answer, HostGroup, Request
+from z1.sims.spec import SimCounters, SimSpec
+from z1.sims.suites import instruction, name_of, simulator_of
+from z1.types import ChunkOutcome, Observations, Scene, SimInfo
+
+__all__ = ["Member", "SimCounters", "SimPool", "SimSpec"]
+
+logger = logging.getLogger(__name__)
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """An episode in progress, living on one host of one pool.
+
+    Attributes:
+        scene: Its scene.
+        id: Unique within the process.
+    """
+
+    scene: Scene
+    id: int
+
+
+@dataclass(slots=True, kw_only=True)
+class _Record:
+    """What the pool knows of a member.
+
+    Attributes:
+        member: Its handle.
+        host: Index of its host.
+        images: uint8 ``[V, height, width, 3]``, the last ones rendered; None: to be rendered when asked for.
+        state: float32 ``[S]``.
+        ended: No further chunk may be executed.
+        lost: Why it is lost; empty while it is not.
+    """
+
+    member: Member
+    host: int
+    images: np.ndarray | None = None
+    state: np.ndarray | None = None
+    ended: bool = False
+    lost: str = ""
+
+
+class SimPool:
+    """Episodes on simulator hosts. A context manager; one thread at a time may use it.
+
+    Attributes:
+        info: What the simulator says about itself.
+        horizon: Env steps of an episode.
+        counters: What happened so far.
+    """
+
+    def __init__(self, spec: SimSpec, hosts: int = 1, *, timeout_s: float = 120.0) -> None:
+        """Starts the hosts.
+
+        Args:
+            spec: Which simulator, and what is seen of it.
+            hosts: How many processes.
+            timeout_s: A host without any sign of life for so long, while it has something to do, is replaced.
+
+        Raises:
+            RenderError: No GL back end works.
+            ProtocolError: The hosts run another version of z1.
+            SimulatorError: The hosts cannot be started.
+        """
+        if hosts < 1:
+            raise ConfigError(f"hosts is {hosts}; at least one simulator host is needed")
+        self.spec = spec
+        self._hosts = HostGroup(spec, hosts, timeout_s)
+        self.info: SimInfo = self._hosts.info
+        self.horizon = self._hosts.horizon
+        self.counters: SimCounters = self._hosts.counters
+        self._records: dict[int, _Record] = {}
+        self._tasks: list[set[str]] = [set() for _ in range(hosts)]
+
+    def __enter__(self) -> SimPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops the hosts."""
+        self._hosts.close()
+        self._records.clear()
+
+    def host_of(self, member: Member) -> int:
+        """Index of the host that a member lives on."""
+        return self._look_up([member])[0].host
+
+    @property
+    def host_pids(self) -> tuple[int, ...]:
+        """Process id of each host."""
+        return self._hosts.pids
+
+    def _ask(self, requests: Mapping[int, Request]) -> dict[int, Answer]:
+        """Sends each host its request. Hosts that are lost meanwhile are replaced and have no entry in the result."""
+        if not len(self._hosts):
+            raise SimulatorError("this SimPool is closed")
+        answers, lost = self._hosts.ask(requests)
+        for host, reason in lost.items():
+            self._tasks[host] = set()
+            for record in self._records.values():
+                if record.host == host and not record.lost:
+                    self._lose(record, reason)
+        return answers
+
+    def _lose(self, record: _Record, reason: str) -> None:
+        logger.warning("member %d of %s is lost: %s", record.member.id, record.member.scene.task, reason)
+        record.lost = reason
+        self.counters.invalid_members += 1
+
+    def _look_up(self, members: Iterable[Member]) -> list[_Record]:
+        records = []
+        for member in members:
+            record = self._records.get(member.id)
+            if record is None:
+                raise SimulatorError(
+                    f"member {member.id} of {member.scene.task} is not known to this SimPool; "
+                    "it was released or belongs to another pool"
+                )
+            records.append(record)
+        return records
+
+    def _by_host(self, records: Sequence[_Record]) -> dict[int, list[int]]:
+        """Row numbers of the members that are not lost, per host; members of a task stand together."""
+        rows: dict[int, list[int]] = {}
+        for row in sorted(range(len(records)), key=lambda row: (records[row].member.scene.task, row)):
+            if not records[row].lost:
+                rows.setdefault(records[row].host, []).append(row)
+        return rows
+
+    def _image_shape(self, count: int) -> tuple[int, ...]:
+        size = self.info.image_size
+        return (count, len(self.info.cameras), size, size, 3)
+
+    def _place(self, scenes: Sequence[Scene], members: int) -> list[int]:
+        """A host for each scene: the one with the fewest living members, rather one that has the task compiled."""
+        load = [0] * len(self._hosts)
+        for record in self._records.values():
+            load[record.host] += not record.ended and not record.lost
+        hosts = []
+        for scene in scenes:
+            host = min(range(len(load)), key=lambda h: (load[h], scene.task not in self._tasks[h], h))
+            load[host] += members
+            self._tasks[host].add(scene.task)
+            hosts.append(host)
+        return hosts
+
+    def start(self, scenes: Sequence[Scene], members: int = 1) -> list[list[Member]]:
+        """Builds scenes and puts members at their initial state.
+
+        A scene is built and rendered once; all its members live on one host.
+
+        Args:
+            scenes: N scenes.
+            members: G, members per scene.
+
+        Returns:
+            N lists of G members.
+
+        Raises:
+            UnknownNameError: No such task.
+            SimulatorError: A scene cannot be built, or its host is lost again and again.
+        """
+        if members < 1:
+            raise SimulatorError(f"start was asked for {members} members per scene; at least one is needed")
+        for scene in scenes:
+            self._check_task(scene.task)
+        groups = [[Member(scene=scene, id=next(_numbers)) for _ in range(members)] for scene in scenes]
+        waiting = list(range(len(scenes)))
+        for _ in range(ATTEMPTS):
+            hosts = dict(zip(waiting, self._place([scenes[i] for i in waiting], members), strict=True))
+            shares = {host: [i for i in waiting if hosts[i] == host] for host in sorted(set(hosts.values()))}
+            requests = {}
+            for host, share in shares.items():
+                wanted = [[name_of(scenes[i].task), scenes[i].seed, [m.id for m in groups[i]]] for i in share]
+                requests[host] = Request("start", {"scenes": wanted}, image_shape=self._image_shape(len(share)))
+            replies = self._ask(requests)
+            for host, reply in replies.items():
+                images, state = reply.images, reply.arrays["state"]
+                for row, i in enumerate(shares[host]):
+                    for member in groups[i]:
+                        self._records[member.id] = _Record(
+                            member=member, host=host, images=images[row], state=state[row]
+                        )
+            waiting = [i for i in waiting if hosts[i] not in replies]
+            if not waiting:
+                return groups
+        scene = scenes[waiting[0]]
+        raise SimulatorError(
+            f"scene {scene.seed} of {scene.task} cannot be built: {ATTEMPTS} hosts were lost in a row meanwhile"
+        )
+
+    def _check_task(self, task: str) -> None:
+        if simulator_of(task) != self.spec.simulator:
+            raise SimulatorError(
+                f"task {task!r} belongs to {simulator_of(task)}, this SimPool runs {self.spec.simulator}"
+            )
+        if name_of(task) not in self.info.tasks:
+            raise UnknownNameError(f"{self.spec.simulator} {self.info.version} task", name_of(task), self.info.tasks)
+
+    def observe(self, members: Sequence[Member]) -> Observations:
+        """The last observation of each member; rendered now only where none is held.
+
+        A lost member's row holds what was seen last, or zeros.
+        """
+        records = self._look_up(members)
+        missing = [record for record in records if record.images is None and not record.lost]
+        rows = self._by_host(missing)
+        requests = {
+            host: Request(
+                "look",
+                {
+                    "members": [missing[row].member.id for row in share],
+                    "cameras": self.info.cameras,
+                    "size": self.info.image_size,
+                },
+                image_shape=self._image_shape(len(share)),
+            )
+            for host, share in rows.items()
+        }
+        for host, reply in self._ask(requests).items():
+            images, state = reply.images, reply.arrays["state"]
+            for i, row in enumerate(rows[host]):
+                missing[row].images, missing[row].state = images[i], state[i]
+        images = np.zeros(self._image_shape(len(records)), np.uint8)
+        state = np.zeros((len(records), self.info.state_dim), np.float32)
+        for row, record in enumerate(records):
+            if record.images is not None and record.state is not None:
+                images[row], state[row] = record.images, record.state
+        return self._observations(records, images, state)
+
+    def _observations(self, records: Sequence[_Record], images: np.ndarray, state: np.ndarray) -> Observations:
+        instructions = tuple(instruction(record.member.scene.task) for record in records)
+        return Observations(images=images, state=state, instructions=instructions)
+
+    def step_chunk(self, members: Sequence[Member], actions: np.ndarray) -> ChunkOutcome:
+        """Executes a chunk of actions on each member, all hosts at once.
+
+        A member stops at its first success or at the horizon; members that go on are rendered once, at the end.
+
+        Args:
+            members: B members, none of them ended.
+            actions: ``[B, C, A]`` in env units.
+
+        Raises:
+            SimulatorError: A member is unknown, has ended or appears twice, or the actions have a wrong shape or are
+                not finite.
+        """
+        records = self._look_up(members)
+        actions = self._check_chunk(records, actions)
+        rows = self._by_host(records)
+        requests = {
+            host: Request(
+                "step",
+                {"members": [records[row].member.id for row in share]},
+                {"actions": actions[share]},
+                self._image_shape(len(share)),
+            )
+            for host, share in rows.items()
+        }
+        count = len(records)
+        executed = np.zeros(count, np.int64)
+        success, truncated = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
+        images = np.zeros(self._image_shape(count), np.uint8)
+        state = np.zeros((count, self.info.state_dim), np.float32)
+        for host, reply in self._ask(requests).items():
+            rendered = reply.images
+            for i, row in enumerate(rows[host]):
+                record, reason = records[row], reply.body["lost"][i]
+                if reason:
+                    self._lose(record, reason)
+                    continue
+                executed[row], success[row] = reply.arrays["executed"][i], reply.arrays["success"][i]
+                truncated[row] = reply.arrays["truncated"][i]
+                record.ended = bool(success[row] or truncated[row])
+                record.images = record.state = None
+                if not record.ended:
+                    images[row], state[row] = rendered[i], reply.arrays["state"][i]
+                    record.images, record.state = rendered[i], reply.arrays["state"][i]
+        for record in records:
+            record.ended |= bool(record.lost)
+        return ChunkOutcome(
+            executed=executed,
+            success=success,
+            truncated=truncated,
+            invalid=np.array([bool(record.lost) for record in records], np.bool_),
+            observations=self._observations(records, images, state),
+        )
+
+    def _check_chunk(self, records: Sequence[_Record], actions: np.ndarray) -> np.ndarray:
+        """The actions as float32, if they can be executed."""
+        actions = np.asarray(actions)
+        wanted = f"[{len(records)}, C, {self.info.action_dim}]"
+        if actions.ndim != 3 or actions.shape[::2] != (len(records), self.info.action_dim) or actions.shape[1] < 1:
+            raise SimulatorError(
+                f"actions have shape {list(actions.shape)}; expected {wanted}: members, env steps, action dims"
+            )
+        if actions.dtype.kind not in "fiu":
+            raise SimulatorError(f"actions have dtype {actions.dtype}; expected numbers")
+        actions = actions.astype(np.float32)
+        finite = np.isfinite(actions).all(axis=(1, 2))
+        if not finite.all():
+            row = int(np.argmin(finite))
+            raise SimulatorError(
+                f"actions of row {row} ({records[row].member.scene.task}) are NaN or infinite; the policy has diverged"
+            )
+        if len({record.member.id for record in records}) < len(records):
+            raise SimulatorError("a member appears twice in one step_chunk; each may execute one chunk per call")
+        for record in records:
+            if record.ended:
+                raise SimulatorError(
+                    f"the episode of member {record.member.id} ({record.member.scene.task}) has ended; "
+                    "release it and start another"
+                )
+        return actions
+
+    def fork(self, member: Member, copies: int) -> list[Member]:
+        """New members in the state of an existing one, on its host; nothing is simulated.
+
+        If the host is lost meanwhile, the copies are lost as well: their first ``step_chunk`` reports them as invalid.
+
+        Raises:
+            SimulatorError: The member is unknown or lost.
+        """
+        (record,) = self._look_up([member])
+        self._refuse_lost(record)
+        new = [Member(scene=member.scene, id=next(_numbers)) for _ in range(copies)]
+        body = {"member": member.id, "copies": [copy.id for copy in new]}
+        answered = self._ask({record.host: Request("fork", body)})
+        for copy in new:
+            self._records[copy.id] = replace(record, member=copy)
+        if not answered:
+            self.counters.invalid_members += copies
+        return new
+
+    def _refuse_lost(self, record: _Record) -> None:
+        if record.lost:
+            raise SimulatorError(f"member {record.member.id} of {record.member.scene.task} is lost: {record.lost}")
+
+    def snapshot(self, member: Member) -> bytes:
+        """A member's full state, for any host and any process of the same simulator version.
+
+        Raises:
+            SimulatorError: The member is unknown or lost.
+        """
+        (record,) = self._look_up([member])
+        self._refuse_lost(record)
+        replies = self._ask({record.host: Request("snapshot", {"member": member.id})})
+        self._refuse_lost(record)
+        return replies[record.host].arrays["snapshot"].tobytes()
+
+    def restore(self, scene: Scene, snapshot: bytes, *, host: int | None = None) -> Member:
+        """A new member in the state of a snapshot of the same scene.
+
+        Args:
+            scene: The scene that the snapshot was taken in.
+            snapshot: From ``snapshot``, of this or another pool.
+            host: Index of the host to live on; None: the one with the least to do.
+
+        Raises:
+            SimulatorError: The snapshot is damaged or belongs to another scene or simulator version.
+        """
+        self._check_task(scene.task)
+        member = Member(scene=scene, id=next(_numbers))
+        body = {
+            "member": member.id,
+            "task": name_of(scene.task),
+            "seed": scene.seed,
+            "cameras": self.info.cameras,
+            "size": self.info.image_size,
+        }
+        data = {"snapshot": np.frombuffer(snapshot, np.uint8)}
+        for _ in range(ATTEMPTS):
+            place = self._place([scene], 1)[0] if host is None else host
+            request = Request("restore", body, data, self._image_shape(1))
+            replies = self._ask({place: request})
+            if replies:
+                reply = replies[place]
+                self._records[member.id] = _Record(
+                    member=member,
+                    host=place,
+                    images=reply.images[0],
+                    state=reply.arrays["state"][0],
+                    ended=reply.body["ended"],
+                )
+                return member
+        raise SimulatorError(
+            f"a snapshot of {scene.task} cannot be restored: {ATTEMPTS} simulator hosts were lost in a row"
+        )
+
+    def frames(self, members: Sequence[Member], camera: str, size: int) -> np.ndarray:
+        """Renders one camera of each member as it is now, ended ones as well. Rows of lost members hold zeros.
+
+        Returns:
+            uint8 ``[B, size, size, 3]``.
+
+        Raises:
+            UnknownNameError: No such camera.
+            SimulatorError: A member is unknown or the size is out of range.
+        """
+        if camera not in self.info.all_cameras:
+            raise UnknownNameError(f"{self.spec.simulator} camera", camera, self.info.all_cameras)
+        if not 8 <= size <= MAX_IMAGE_SIZE:
+            raise SimulatorError(
+                f"frames were asked for with {size} pixels; the size must be between 8 and {MAX_IMAGE_SIZE}"
+            )
+        records = self._look_up(members)
+        rows = self._by_host(records)
+        requests = {
+            host: Request(
+                "look",
+                {"members": [records[row].member.id for row in share], "cameras": [camera], "size": size},
+                image_shape=(len(share), 1, size, size, 3),
+            )
+            for host, share in rows.items()
+        }
+        frames = np.zeros((len(records), size, size, 3), np.uint8)
+        for host, reply in self._ask(requests).items():
+            frames[rows[host]] = reply.images[:, 0]
+        return frames
+
+    def expert_actions(self, members: Sequence[Member]) -> np.ndarray:
+        """The scripted expert's next action at each member's present state. Rows of lost members hold zeros.
+
+        Returns:
+            float32 ``[B, A]``, within the action bounds.
+        """
+        records = self._look_up(members)
+        rows = self._by_host(records)
+        requests = {
+            host: Request("expert", {"members": [records[row].member.id for row in share]})
+            for host, share in rows.items()
+        }
+        actions = np.zeros((len(records), self.info.action_dim), np.float32)
+        for host, reply in self._ask(requests).items():
+            actions[rows[host]] = reply.arrays["actions"]
+        return actions
+
+    def release(self, members: Sequence[Member]) -> None:
+        """Forgets members; those already forgotten are passed over."""
+        records = [self._records.pop(member.id) for member in members if member.id in self._records]
+        shares: dict[int, list[int]] = {}
+        for record in records:
+            if not record.lost:
+                shares.setdefault(record.host, []).append(record.member.id)
+        self._ask({host: Request("release", {"members": ids}) for host, ids in shares.items()})

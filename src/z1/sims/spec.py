@@ -1,0 +1,84 @@
+"""Which simulator a pool runs, and what it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from z1.errors import ConfigError, UnknownNameError
+from z1.sims.adapter import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, QUALITIES, SIMULATORS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimSpec:
+    """Which simulator, and what the policy sees of it.
+
+    Attributes:
+        simulator: Short name, ``metaworld``.
+        cameras: Cameras of the images, in order; empty: the adapter's default pair (MetaWorld: corner2, gripperPOV).
+        image_size: Height and width of an image in pixels.
+        horizon: Env steps of an episode; 0: the simulator's own (MetaWorld: 500).
+        python: Interpreter of the hosts; empty: this one.
+        quality: ``fast`` (no shadows, reflections, multisampling; more than ten times cheaper) or ``default``.
+    """
+
+    simulator: str
+    cameras: tuple[str, ...] = ()
+    image_size: int = 64
+    horizon: int = 0
+    python: str = ""
+    quality: str = "fast"
+
+    def __post_init__(self) -> None:
+        if self.simulator not in SIMULATORS:
+            raise UnknownNameError("simulator", self.simulator, SIMULATORS)
+        if self.quality not in QUALITIES:
+            raise UnknownNameError("rendering quality", self.quality, QUALITIES)
+        if not MIN_IMAGE_SIZE <= self.image_size <= MAX_IMAGE_SIZE:
+            raise ConfigError(
+                f"image_size is {self.image_size}; it must be between {MIN_IMAGE_SIZE} and {MAX_IMAGE_SIZE} pixels"
+            )
+        if self.horizon < 0:
+            raise ConfigError(
+                f"horizon is {self.horizon}; it must be a number of env steps, or 0 for the simulator's own"
+            )
+        if len(set(self.cameras)) < len(self.cameras):
+            raise ConfigError(f"cameras are {', '.join(self.cameras)}; each may be named once")
+
+
+@dataclass(slots=True, kw_only=True)
+class SimCounters:
+    """What a pool and its hosts did so far.
+
+    Attributes:
+        env_steps: Env steps executed.
+        renders: Images rendered.
+        snapshots: States taken out of a simulation.
+        restores: States put into one.
+        scene_builds: Scenes built.
+        host_restarts: Hosts replaced.
+        invalid_members: Members lost.
+        sim_s: Seconds of stepping, measured in the hosts and added up.
+        render_s: Seconds of rendering, likewise.
+        snapshot_s: Seconds of taking states out and putting them in, likewise.
+        build_s: Seconds of building scenes, likewise.
+        host_busy_s: Seconds from a request to its answer, likewise.
+        wait_s: Seconds this process waited for hosts.
+    """
+
+    env_steps: int = 0
+    renders: int = 0
+    snapshots: int = 0
+    restores: int = 0
+    scene_builds: int = 0
+    host_restarts: int = 0
+    invalid_members: int = 0
+    sim_s: float = 0.0
+    render_s: float = 0.0
+    snapshot_s: float = 0.0
+    build_s: float = 0.0
+    host_busy_s: float = 0.0
+    wait_s: float = 0.0
+
+    def copy(self) -> SimCounters:
+        """The counts as they are now."""
+        return replace(self)
