@@ -4,7 +4,8 @@
 
 The alternative is what a user would otherwise write: one environment per process in an ``AsyncVectorEnv``, both cameras
 rendered at every env step, the policy called once per chunk on the batch of all environments. It is measured twice, at
-MuJoCo's default quality and with the same fast rendering that z1 uses. The policy is the tiny pi0.5 with random weights.
+MuJoCo's default quality and with the same fast rendering that z1 uses. The policy is the tiny pi0.5 with random
+weights.
 """
 
 from __future__ import annotations

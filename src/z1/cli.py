@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 from rich.console import Console
@@ -84,14 +83,10 @@ def recipe(recipes: dict[str, Callable[..., Config]], name: str) -> Callable[...
 
 def demos(arguments: list[str]) -> int:
     """Record scripted experts' demonstrations as a LeRobot dataset."""
-    from z1.commands import progress_bar
-    from z1.data.record import DemoConfig, record_demonstrations
+    from z1.commands import run_demos
+    from z1.data.record import DemoConfig
 
-    config = parse(DemoConfig, "demos", arguments)
-    with progress_bar("demonstrations", config.episodes * len(config.task)) as (bar, task):
-        summary = record_demonstrations(config, on_progress=lambda done, total: bar.update(task, completed=done, total=total))
-    Console().print(summary.text())
-    Console().print(f"Next: z1 sft --dataset {config.out} --recipe tiny --out runs/sft")
+    run_demos(parse(DemoConfig, "demos", arguments))
     return 0
 
 

@@ -10,10 +10,19 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from z1.config import EvalConfig, RlConfig, SftConfig, SimConfig, config_from_dict, config_to_dict
 from z1.data.lerobot import LeRobotDataset
+from z1.data.record import DemoConfig, DemoSummary, record_demonstrations
 from z1.errors import CheckpointError, ConfigError, DatasetError, RunFolderError
 from z1.eval.evaluate import evaluate_policy
 from z1.eval.stats import summarise
@@ -21,7 +30,7 @@ from z1.eval.tables import evaluation_table
 from z1.eval.video import write_mp4
 from z1.files import read_json, write_json
 from z1.policy.config import PolicyConfig, ProcessorConfig
-from z1.policy.policy import Policy
+from z1.policy.policy import Policy, read_config
 from z1.rollout.videos import choose_scenes, film_episode
 from z1.sims.pool import SimPool, SimSpec
 from z1.sims.suites import simulator_of
@@ -81,8 +90,12 @@ def policy_folder(path: str) -> Path:
     if not folder.exists():
         raise CheckpointError(f"policy {path} does not exist; give a run folder of z1 sft or z1 rl, or a policy folder")
     if (folder / "metrics.jsonl").exists():
-        raise CheckpointError(f"run {path} has not finished and holds no policy yet; resume it with --resume, or use {path}/checkpoints/last/policy")
-    raise CheckpointError(f"{path} holds no policy: model.safetensors is missing; give a run folder of z1 sft or z1 rl, or a policy folder")
+        raise CheckpointError(
+            f"run {path} has not finished and holds no policy yet; resume it with --resume, or use {path}/checkpoints/last/policy"
+        )
+    raise CheckpointError(
+        f"{path} holds no policy: model.safetensors is missing; give a run folder of z1 sft or z1 rl, or a policy folder"
+    )
 
 
 def recipe_for_policy(path: str) -> str:
@@ -94,7 +107,7 @@ def recipe_for_policy(path: str) -> str:
     Raises:
         CheckpointError: There is no policy, or its config.json is damaged.
     """
-    return "tiny" if Policy.read_config(policy_folder(path)).vlm.width < SMALL_WIDTH else "paper"
+    return "tiny" if read_config(policy_folder(path)).vlm.width < SMALL_WIDTH else "paper"
 
 
 def open_pool(policy: Policy, task: str, sim: SimConfig) -> SimPool:
@@ -146,7 +159,9 @@ def simulator_record(info: SimInfo) -> dict[str, Any]:
     }
 
 
-def check_resume(stored: dict[str, Any], config: RlConfig | SftConfig, folder: Path, *, may_change: tuple[str, ...]) -> None:
+def check_resume(
+    stored: dict[str, Any], config: RlConfig | SftConfig, folder: Path, *, may_change: tuple[str, ...]
+) -> None:
     """Refuses to resume a run under other settings than it was started with.
 
     Raises:
@@ -166,6 +181,24 @@ def check_resume(stored: dict[str, Any], config: RlConfig | SftConfig, folder: P
         )
 
 
+def run_demos(config: DemoConfig) -> DemoSummary:
+    """``z1 demos``: records scripted experts' demonstrations."""
+    with progress_bar("demonstrations", config.episodes * len(config.task)) as (bar, task):
+        summary = record_demonstrations(
+            config,
+            on_progress=lambda p: bar.update(
+                task, completed=p.episodes, note=f"{p.frames} frames, {p.failures} failures"
+            ),
+        )
+    failures = sum(summary.failures.values())
+    console.print(
+        f"Dataset: {summary.path}: {summary.episodes} episodes ({summary.resumed} of them from an interrupted recording), "
+        f"{summary.frames} frames recorded in {summary.seconds:.0f} s; the experts failed in {failures} scenes"
+    )
+    console.print(f"Next: z1 sft --dataset {summary.path} --recipe tiny --out runs/sft")
+    return summary
+
+
 def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
     """``z1 sft``: trains on a dataset.
 
@@ -181,8 +214,13 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
     else:
         run = RunFolder.create(Path(config.out), config_to_dict(config), "sft")
     frames, episodes = dataset.num_frames, len(dataset.episodes)
-    console.print(f"SFT on {config.dataset}: {episodes} episodes, {frames} frames; {policy.parameter_count / 1e6:.2f} M parameters on {device}")
-    with MetricsWriter(run.path, wandb=config.wandb, resume=resume) as metrics, progress_bar("sft", config.steps) as (bar, task):
+    console.print(
+        f"SFT on {config.dataset}: {episodes} episodes, {frames} frames; {policy.parameter_count / 1e6:.2f} M parameters on {device}"
+    )
+    with (
+        MetricsWriter(run.path, wandb=config.wandb, resume=resume) as metrics,
+        progress_bar("sft", config.steps) as (bar, task),
+    ):
         trainer = SftTrainer(
             config,
             policy,
@@ -208,7 +246,9 @@ def _initial_sft_policy(config: SftConfig, dataset: LeRobotDataset) -> Policy:
         policy = Policy.load(policy_folder(config.policy))
         missing = [camera for camera in policy.processor.cameras if camera not in dataset.cameras]
         if missing:
-            raise DatasetError(f"{config.dataset} has no camera {missing[0]!r}, which the policy looks through; it has {', '.join(dataset.cameras)}")
+            raise DatasetError(
+                f"{config.dataset} has no camera {missing[0]!r}, which the policy looks through; it has {', '.join(dataset.cameras)}"
+            )
         for what, have, want in (
             ("state", dataset.state.shape[1], policy.processor.state_dim),
             ("action", dataset.action.shape[1], policy.processor.action_dim),
@@ -216,12 +256,12 @@ def _initial_sft_policy(config: SftConfig, dataset: LeRobotDataset) -> Policy:
             if have != want:
                 raise DatasetError(f"{config.dataset} has {have} {what} dims; the policy was made for {want}")
         return policy
-    size = dataset.image_size
-    model = PolicyConfig.tiny(image_size=size) if config.model == "tiny" else PolicyConfig.pi05()
+    height, width = dataset.image_size(dataset.cameras[0])
+    model = PolicyConfig.tiny(image_size=max(height, width)) if config.model == "tiny" else PolicyConfig.pi05()
     processor = ProcessorConfig.of_dataset(
         cameras=dataset.cameras,
-        state_stats=dataset.feature_stats("observation.state"),
-        action_stats=dataset.feature_stats("action"),
+        state_stats=dataset.stats["observation.state"],
+        action_stats=dataset.stats["action"],
         normalization=config.normalization,
     )
     return Policy.create(model, processor, seed=config.seed)
@@ -238,16 +278,23 @@ def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
     with open_pool(policy, config.task, config.sim) as pool:
         if resume:
             run = RunFolder.open(Path(config.out))
-            check_resume(run.config, config, run.path, may_change=("iterations", "env_step_budget", "time_budget_s", "device"))
+            check_resume(
+                run.config, config, run.path, may_change=("iterations", "env_step_budget", "time_budget_s", "device")
+            )
             run.update_config(config_to_dict(config))
         else:
-            run = RunFolder.create(Path(config.out), config_to_dict(config), "rl", environment=simulator_record(pool.info))
+            run = RunFolder.create(
+                Path(config.out), config_to_dict(config), "rl", environment=simulator_record(pool.info)
+            )
         update = config.update
         console.print(
             f"RL on {config.task}: {update.objective}, {update.mode} training, "
             f"{config.rollout.groups} groups of {config.rollout.group_size}, {config.sim.hosts} simulator processes, {device}"
         )
-        with MetricsWriter(run.path, wandb=config.wandb, resume=resume) as metrics, progress_bar("rl", config.iterations) as (bar, task):
+        with (
+            MetricsWriter(run.path, wandb=config.wandb, resume=resume) as metrics,
+            progress_bar("rl", config.iterations) as (bar, task),
+        ):
             trainer = Trainer(config, policy, pool, run.path, metrics, on_progress=lambda p: _show(bar, task, p))
             if resume:
                 trainer.resume()
@@ -258,7 +305,9 @@ def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
     if state.best is not None:
         console.print(f"Best validation success {state.best:.1%} after iteration {state.best_step}")
     console.print(f"Policy: {run.path / 'policy'}")
-    console.print(f"Next: z1 eval --policy {config.policy} --policy {run.path} --task {config.task} --out {run.path / 'evaluation.json'}; z1 report {run.path}")
+    console.print(
+        f"Next: z1 eval --policy {config.policy} --policy {run.path} --task {config.task} --out {run.path / 'evaluation.json'}; z1 report {run.path}"
+    )
     return run.path
 
 
@@ -367,7 +416,13 @@ def record_videos(config: EvalConfig, folder: Path, *, count: int = 3, camera: s
                 row: dict[str, Any] = {"task": scene.task, "seed": scene.seed}
                 for label, policy in zip(("before", "after"), policies, strict=True):
                     frames, success = film_episode(
-                        pool, policy, config.acting, scene, seed=config.seed, camera=camera or pool.info.cameras[0], every=4
+                        pool,
+                        policy,
+                        config.acting,
+                        scene,
+                        seed=config.seed,
+                        camera=camera or pool.info.cameras[0],
+                        every=4,
                     )
                     name = f"{label}_{scene.task.replace('/', '_')}_{scene.seed}.mp4"
                     write_mp4(folder / name, frames, fps=round(pool.info.control_hz / 4))

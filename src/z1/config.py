@@ -138,7 +138,9 @@ class UpdateConfig:
         require(self.learning_rate > 0, "update.learning_rate", self.learning_rate, "positive")
         require(self.vlm_learning_rate >= 0, "update.vlm_learning_rate", self.vlm_learning_rate, "at least 0")
         if self.mode == "expert" and self.vlm_learning_rate:
-            raise ConfigError("update.vlm_learning_rate has no effect with update.mode 'expert'; choose a joint mode or leave it at 0")
+            raise ConfigError(
+                "update.vlm_learning_rate has no effect with update.mode 'expert'; choose a joint mode or leave it at 0"
+            )
         require(self.weight_decay >= 0, "update.weight_decay", self.weight_decay, "at least 0")
         require(self.warmup_iterations >= 0, "update.warmup_iterations", self.warmup_iterations, "at least 0")
         require(self.epochs >= 1, "update.epochs", self.epochs, "at least 1")
@@ -183,7 +185,9 @@ class RlConfig:
     env_step_budget: int = 0
     """Env steps after which training ends, evaluations not counted; 0: no limit."""
     time_budget_s: float = 0.0
-    """Seconds of training after which no further iteration starts; 0: no limit. A run that ends so is not reproducible in length."""
+    """Seconds of training after which no further iteration starts; 0: no limit. A run that ends so is not reproducible
+    in length.
+    """
     device: str = "auto"
     """``cpu``, ``cuda`` or ``auto``."""
     wandb: bool = False
@@ -336,7 +340,12 @@ def config_from_dict(cls: type, data: dict[str, Any], *, source: str | Path) -> 
             require(value in typing.get_args(hint), f"{name} in {source}", value, f"one of {typing.get_args(hint)}")
             values[name] = value
         else:
-            require(isinstance(value, (hint, int) if hint is float else hint), f"{name} in {source}", value, f"of type {hint}")
+            require(
+                isinstance(value, (hint, int) if hint is float else hint),
+                f"{name} in {source}",
+                value,
+                f"of type {hint}",
+            )
             values[name] = value
     try:
         return cls(**values)

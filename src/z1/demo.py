@@ -1,6 +1,7 @@
 """``z1 demo``: the whole loop on real MetaWorld simulation with a tiny policy, on two CPU cores, in minutes.
 
-Demonstrations, SFT, RL, evaluation of both policies on the same unseen scenes, report. Every stage is the ordinary command
+Demonstrations, SFT, RL, evaluation of both policies on the same unseen scenes, report. Every stage is the ordinary
+command
 with a recipe; an interrupted demo continues where it was with ``--resume``.
 """
 
@@ -11,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from z1.commands import console, progress_bar, record_videos, run_eval, run_rl, run_sft
+from z1.commands import console, record_videos, run_demos, run_eval, run_rl, run_sft
 from z1.config import EvalConfig, require
-from z1.data.record import DemoConfig, record_demonstrations
 from z1.errors import RunFolderError
 from z1.eval.report import write_report
 from z1.files import read_json, write_json
@@ -54,7 +54,9 @@ def run_demo(config: DemoRunConfig) -> dict[str, Any]:
     out = Path(config.out)
     if out.exists() and not config.resume:
         raise RunFolderError(f"{out} exists already; choose another --out, or pass --resume to continue it")
-    seconds: dict[str, float] = read_json(out / "seconds.json", RunFolderError) if (out / "seconds.json").exists() else {}
+    seconds: dict[str, float] = (
+        read_json(out / "seconds.json", RunFolderError) if (out / "seconds.json").exists() else {}
+    )
     stages = {
         "demonstrations": _record,
         "sft": _sft,
@@ -74,10 +76,8 @@ def run_demo(config: DemoRunConfig) -> dict[str, Any]:
 
 
 def _record(config: DemoRunConfig, out: Path) -> None:
-    settings: DemoConfig = demo_demonstrations(config.task, str(out / "demonstrations"), seed=config.seed, hosts=config.hosts)
-    with progress_bar("demonstrations", settings.episodes) as (bar, task):
-        summary = record_demonstrations(settings, on_progress=lambda done, total: bar.update(task, completed=done, total=total))
-    console.print(summary.text())
+    settings = demo_demonstrations(config.task, str(out / "demonstrations"), seed=config.seed, hosts=config.hosts)
+    run_demos(settings)
 
 
 def _sft(config: DemoRunConfig, out: Path) -> None:
@@ -120,7 +120,11 @@ def _finish(config: DemoRunConfig, out: Path, seconds: dict[str, float]) -> dict
         f"Paired difference {100 * pair['difference']:+.1f} points, 95 % interval "
         f"{100 * pair['low']:+.1f} to {100 * pair['high']:+.1f}."
     )
-    console.print("Seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()) + f"; in all {sum(seconds.values()):.0f}")
+    console.print(
+        "Seconds: "
+        + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
+        + f"; in all {sum(seconds.values()):.0f}"
+    )
     console.print(f"Report: {report}")
     console.print(
         "Try next:\n"

@@ -34,7 +34,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise RunFolderError(f"cannot write {path}: {_reason(error)}; free some space or choose another folder") from error
+        raise RunFolderError(
+            f"cannot write {path}: {_reason(error)}; free some space or choose another folder"
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -58,7 +60,9 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         temporary.chmod(0o755)
     except OSError as error:
-        raise RunFolderError(f"cannot write {path}: {_reason(error)}; free some space or choose another folder") from error
+        raise RunFolderError(
+            f"cannot write {path}: {_reason(error)}; free some space or choose another folder"
+        ) from error
     try:
         yield temporary
         if path.exists():
@@ -69,7 +73,9 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         else:
             os.replace(temporary, path)
     except OSError as error:
-        raise RunFolderError(f"cannot write {path}: {_reason(error)}; free some space or choose another folder") from error
+        raise RunFolderError(
+            f"cannot write {path}: {_reason(error)}; free some space or choose another folder"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

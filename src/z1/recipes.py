@@ -114,7 +114,9 @@ def demo_rl(policy: str, task: str, out: str, *, seed: int, hosts: int) -> RlCon
 
 def demo_evaluation(policies: tuple[str, ...], task: str, out: str, *, episodes: int, hosts: int) -> EvalConfig:
     """Both policies on the same test scenes."""
-    return EvalConfig(policy=policies, task=(task,), out=out, episodes=episodes, overwrite=True, sim=SimConfig(hosts=hosts))
+    return EvalConfig(
+        policy=policies, task=(task,), out=out, episodes=episodes, overwrite=True, sim=SimConfig(hosts=hosts)
+    )
 
 
 SFT_RECIPES: dict[str, Callable[[str, str], SftConfig]] = {"tiny": sft_tiny, "pi05": sft_pi05}

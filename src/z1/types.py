@@ -119,10 +119,13 @@ class ChunkOutcome:
 
     Attributes:
         executed: int64 ``[B]``, env steps executed in this chunk; fewer than C when the episode ended inside it.
-        success: bool ``[B]``, whether the task's success was reached at the last executed env step (the first success ends the episode).
+        success: bool ``[B]``, whether the task's success was reached at the last executed env step (the first success
+            ends the episode).
         truncated: bool ``[B]``, whether the episode ended at its horizon without success.
-        invalid: bool ``[B]``, whether the member was lost (host failure, diverged physics). Its other fields mean nothing.
-        observations: Observations after the chunk, B rows. Rows of members that ended hold zeros: nothing is rendered for them.
+        invalid: bool ``[B]``, whether the member was lost (host failure, diverged physics). Its other fields mean
+            nothing.
+        observations: Observations after the chunk, B rows. Rows of members that ended hold zeros: nothing is rendered
+            for them.
     """
 
     executed: np.ndarray

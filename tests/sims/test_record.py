@@ -26,7 +26,7 @@ IMAGE_SIZE = 32
 def config(path: Path, **settings: Any) -> DemoConfig:
     return DemoConfig(
         **{
-            "tasks": (TASK,),
+            "task": (TASK,),
             "out": str(path / "demos"),
             "episodes": 2,
             "hosts": 1,

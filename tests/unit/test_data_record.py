@@ -121,7 +121,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> type[ToyPool]:
 
 
 def config(path: Path, **settings: Any) -> DemoConfig:
-    return DemoConfig(**{"tasks": TASKS, "out": str(path / "demos"), "episodes": 4, "image_size": 16, **settings})
+    return DemoConfig(**{"task": TASKS, "out": str(path / "demos"), "episodes": 4, "image_size": 16, **settings})
 
 
 def manifest(path: Path) -> dict[str, Any]:
@@ -285,8 +285,8 @@ def test_plan_keys() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tasks": ()}, "tasks is (); it must be at least one task id, for example metaworld/window-open"),
-        ({"tasks": TASKS[:1] * 2}, f"tasks is {TASKS[:1] * 2}; it must be different task ids"),
+        ({"task": ()}, "task is (); it must be at least one task id, for example metaworld/window-open"),
+        ({"task": TASKS[:1] * 2}, f"task is {TASKS[:1] * 2}; it must be different task ids"),
         ({"episodes": 0}, "episodes is 0; it must be at least 1"),
         ({"noise_std": -0.1}, "noise_std is -0.1; it must be from 0 up to 10 (0.3 is usual)"),
         ({"hosts": 0}, "hosts is 0; it must be at least 1"),
@@ -307,7 +307,7 @@ def test_bad_settings(tmp_path: Path, settings: dict[str, Any], message: str) ->
 
 def test_unknown_task(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="window-opem"):
-        config(tmp_path, tasks=("metaworld/window-opem",))
+        config(tmp_path, task=("metaworld/window-opem",))
 
 
 def test_fractional_rates_are_refused(tmp_path: Path) -> None:

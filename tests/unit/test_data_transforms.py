@@ -143,7 +143,7 @@ def test_constant_dims() -> None:
     np.testing.assert_allclose(normalizer.unnormalize(np.array([[-0.7, 4.0]])), [[0.3, 1.3]], atol=1e-5)
 
 
-def test_rare_outliers_beside_a_constant_are_refused_in_every_mode() -> None:
+def test_rare_outliers_beside_a_constant_are_refused() -> None:
     # One frame of a thousand differs: both quantiles are 0, the outlier would become 2e6.
     values = np.zeros((1000, 1), dtype=np.float32)
     values[3] = 1.0
@@ -152,6 +152,17 @@ def test_rare_outliers_beside_a_constant_are_refused_in_every_mode() -> None:
         Normalizer("quantile_openpi", stats)
     assert Normalizer("mean_std", stats).normalize(values).max() == pytest.approx(1000**0.5, rel=0.01)
     assert Normalizer("quantile_openpi", stats, allow_constant_dims=True).normalize(values).max() > 1e6
+
+
+def test_state_that_rarely_leaves_a_constant_is_accepted() -> None:
+    # A gripper that stays open at 1.0 but for two frames of the demonstrations; its bins end at -1 and 255.
+    values = np.ones((243, 1), dtype=np.float32)
+    values[5:7] = 0.997
+    normal = Normalizer("quantile_openpi", compute_stats(values), name="state").normalize(values)
+    assert normal.max() == pytest.approx(-1.0)
+    assert normal.min() < -1000
+    with pytest.raises(ConfigError, match="normalisation of action: dim 0 hardly varies"):
+        Normalizer("quantile_openpi", compute_stats(values), name="action")
 
 
 def test_json_round_trip(golden: dict[str, np.ndarray]) -> None:

@@ -50,7 +50,10 @@ def test_atomic_file_leaves_the_old_content_when_the_writer_fails(tmp_path: Path
 def test_atomic_folder_refuses_to_replace_unless_asked(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "d") as folder:
         (folder / "one").write_text("1")
-    with pytest.raises(RunFolderError, match="exists already; choose another path or remove it"), atomic_folder(tmp_path / "d"):
+    with (
+        pytest.raises(RunFolderError, match="exists already; choose another path or remove it"),
+        atomic_folder(tmp_path / "d"),
+    ):
         pass
     with atomic_folder(tmp_path / "d", replace=True) as folder:
         (folder / "two").write_text("2")
@@ -93,7 +96,9 @@ def test_stored_settings_are_checked() -> None:
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"rollout.group_size is 1; it must be at least 2, since members are compared"):
+    with pytest.raises(
+        ConfigError, match=r"rollout.group_size is 1; it must be at least 2, since members are compared"
+    ):
         RolloutConfig(group_size=1)
     with pytest.raises(ConfigError, match="update.vlm_learning_rate has no effect with update.mode 'expert'"):
         UpdateConfig(vlm_learning_rate=1e-5)

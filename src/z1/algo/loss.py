@@ -1,6 +1,7 @@
 """The two objectives' loss terms per chunk. Reductions are left to the caller: these return one value per chunk.
 
-A chunk may belong to several members of a group (a shared segment). What enters is then the sum of its members' positive
+A chunk may belong to several members of a group (a shared segment). What enters is then the sum of its members'
+positive
 advantages and the sum of their negative ones, which makes one forward pass exact:
 
     sum_i min(r A_i, clip(r) A_i) = min(r, 1 + c_high) * sum_i max(A_i, 0) + max(r, 1 - c_low) * sum_i min(A_i, 0)
@@ -52,7 +53,8 @@ def approx_kl(log_ratio: Tensor) -> Tensor:
 
 
 def positive_weights(advantage: Tensor, *, maximum: float) -> Tensor:
-    """Regression weights of advantage-weighted flow matching: positive advantages, scaled to mean 1 over the positive ones, then clipped.
+    """Regression weights of advantage-weighted flow matching: positive advantages, scaled to mean 1 over the positive
+    ones, then clipped.
 
     Args:
         advantage: float ``[B]``, sum of each chunk's members' advantages.

@@ -43,9 +43,9 @@ BACKLOG = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoConfig:
-    """``z1 record``: record demonstrations of scripted experts."""
+    """``z1 demos``: record demonstrations of scripted experts."""
 
-    tasks: tuple[str, ...]
+    task: tuple[str, ...]
     """Task ids, all of the same simulator, for example ``metaworld/window-open``."""
     out: str
     """The dataset folder to create."""
@@ -79,9 +79,9 @@ class DemoConfig:
     """Seconds without a sign of life after which a simulator process is restarted."""
 
     def __post_init__(self) -> None:
-        require(len(self.tasks) > 0, "tasks", self.tasks, "at least one task id, for example metaworld/window-open")
-        require(len(set(self.tasks)) == len(self.tasks), "tasks", self.tasks, "different task ids")
-        simulators = {suites.simulator_of(task) for task in self.tasks}
+        require(len(self.task) > 0, "task", self.task, "at least one task id, for example metaworld/window-open")
+        require(len(set(self.task)) == len(self.task), "task", self.task, "different task ids")
+        simulators = {suites.simulator_of(task) for task in self.task}
         if len(simulators) > 1:
             raise ConfigError(
                 f"tasks are of {sorted(simulators)}; they must be of one simulator, record each to its own folder"
@@ -100,7 +100,7 @@ class DemoConfig:
     @property
     def simulator(self) -> str:
         """Short name of the simulator."""
-        return suites.simulator_of(self.tasks[0])
+        return suites.simulator_of(self.task[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +214,7 @@ def open_writer(config: DemoConfig, info: SimInfo) -> LeRobotWriter:
         robot_type=info.simulator,
     )
     identity = {
-        "tasks": list(config.tasks),
+        "tasks": list(config.task),
         "episodes": config.episodes,
         "noise_std": config.noise_std,
         "horizon": config.horizon,
@@ -259,7 +259,7 @@ class Recorder:
         self._stored: list[Future[None]] = []
         self.frames = 0
         self.plans = [
-            TaskPlan(number=number, task=task, episodes=config.episodes) for number, task in enumerate(config.tasks)
+            TaskPlan(number=number, task=task, episodes=config.episodes) for number, task in enumerate(config.task)
         ]
         self._read_work()
         self.resumed = sum(len(plan.solved) for plan in self.plans)

@@ -57,15 +57,16 @@ class Normalizer:
 
     Dims without variation are dangerous in all modes: a state that leaves its constant by 0.001 becomes huge. The two
     LeRobot modes refuse them at construction. ``quantile_openpi`` accepts an exactly constant dim, because the 1e-6
-    makes it a well defined constant -1 (the usual case: an action dim that a task's demonstrations never change), but
-    refuses a dim whose rare outliers would be normalised beyond 1000.
+    makes it a well defined constant -1 (the usual case: an action dim that a task's demonstrations never change). A dim
+    whose rare outliers would be normalised beyond 1000 is refused as well; only the state in ``quantile_openpi`` is
+    exempt, because it reaches the model in bins that end at -1 and 255, where such values do no harm.
 
     Source: openpi ``transforms.py`` (Normalize, Unnormalize); LeRobot ``processor/normalize_processor.py``.
 
     Attributes:
         mode: One of ``NORMALIZER_MODES``.
         stats: The statistics.
-        name: What is normalised, for messages: ``state`` or ``action``.
+        name: What is normalised: ``state`` or ``action``.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Normalizer:
         Args:
             mode: One of ``NORMALIZER_MODES``.
             stats: Statistics that hold what the mode needs.
-            name: What is normalised, for messages.
+            name: What is normalised, ``state`` or ``action``, for messages and for the exemption above.
             allow_constant_dims: Follow the formulas even where they explode; for checkpoints that were trained so.
 
         Raises:
@@ -177,7 +178,8 @@ class Normalizer:
         divisor = m.divisor.astype(np.float64)
         low, high = self.stats.vector("min"), self.stats.vector("max")
         largest = np.zeros(self.dim)
-        if low is not None and high is not None:
+        binned = self.mode == "quantile_openpi" and self.name == "state"
+        if low is not None and high is not None and not binned:
             reach = np.maximum(np.abs(np.asarray(low) - wide), np.abs(np.asarray(high) - wide))
             largest = m.gain * reach / divisor
         if self.mode != "quantile_openpi":

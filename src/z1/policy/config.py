@@ -160,15 +160,15 @@ class PolicyConfig:
         cls,
         *,
         image_size: int = 64,
-        patch: int = 8,
+        patch: int = 16,
         width: int = 128,
         depth: int = 3,
-        vision_width: int = 96,
+        vision_width: int = 128,
         vision_depth: int = 3,
         expert_width: int = 128,
         horizon: int = 8,
         action_dim: int = 8,
-        max_tokens: int = 64,
+        max_tokens: int = 96,
         vocab: int = TINY_VOCAB,
     ) -> PolicyConfig:
         """The same network with about 1.5 M parameters, for CPUs.
@@ -248,9 +248,11 @@ class ProcessorConfig:
     allow_constant_dims: bool = False
     """Whether dims that hardly vary are normalised all the same; for checkpoints that were trained so."""
     prompt: PromptMode = "state"
-    """``state``: the prompt holds the normalised state in 256 bins. ``state_padded``: the state is first padded with zeros to 32 dims. ``no_state``: the instruction alone."""
+    """``state``: the prompt holds the normalised state in 256 bins. ``state_padded``: the state is first padded with
+    zeros to 32 dims. ``no_state``: the instruction alone."""
     resize: ResizeMode = "pil_antialias"
-    """How images of another size are letterboxed to the network's: with antialiasing on 8-bit values (openpi's checkpoints), or without on floats (LeRobot's)."""
+    """How images of another size are letterboxed to the network's: with antialiasing on 8-bit values (openpi's
+    checkpoints), or without on floats (LeRobot's)."""
     action_low: tuple[float, ...] | None = None
     """Lower bound of each env action dim; None: not clipped."""
     action_high: tuple[float, ...] | None = None
@@ -290,7 +292,9 @@ class ProcessorConfig:
     def _normalizer(self, name: str, stats: FeatureStats | None, dim: int) -> Normalizer:
         made = Normalizer(self.normalization, stats, name=name, allow_constant_dims=self.allow_constant_dims)
         if made.dim != dim:
-            raise ConfigError(f"processor.{name}_dim is {dim}, but the statistics have {made.dim} dims; they must agree")
+            raise ConfigError(
+                f"processor.{name}_dim is {dim}, but the statistics have {made.dim} dims; they must agree"
+            )
         return made
 
     @classmethod

@@ -98,7 +98,8 @@ def sde_coefficients(denoise_steps: int, noise_level: float) -> Tensor:
         float32 ``[K, 4]`` on the CPU, computed in double precision; with ``noise_level`` 0 the logarithm is 0.
         Do not write to it.
     """
-    assert denoise_steps >= 1 and noise_level >= 0, (denoise_steps, noise_level)
+    assert denoise_steps >= 1, denoise_steps
+    assert noise_level >= 0, noise_level
     d = 1.0 / denoise_steps
     rows = []
     for k in range(denoise_steps):

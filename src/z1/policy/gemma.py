@@ -255,6 +255,11 @@ class ActionExpert(nn.Module):
         self.modulation = nn.Linear(config.width, self.norms * 3 * config.width)
         self.layers = nn.ModuleList(ExpertLayer(config, layout) for _ in range(layout.depth))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the layers' matrices, which is the one they compute in."""
+        return next(self.layers.parameters()).dtype
+
     def forward(
         self,
         x: Tensor,
@@ -290,6 +295,7 @@ class ActionExpert(nn.Module):
         for i, (layer, past_key, past_value) in enumerate(
             zip(self.layers, prefix_keys.unbind(1), prefix_values.unbind(1), strict=True)
         ):
+            assert isinstance(layer, ExpertLayer)
             query, key, value = layer.attention.project(modulate(x, scale[2 * i], shift[2 * i]), table)
             key = torch.cat((past_key.view(shape).to(key.dtype), key), dim=1)
             value = torch.cat((past_value.view(shape).to(value.dtype), value), dim=1)

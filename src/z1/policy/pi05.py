@@ -282,9 +282,10 @@ class Pi05(nn.Module):
         Returns:
             float32 ``[B, H, D]``.
         """
-        assert x_t.dtype == torch.float32 and len(x_t) == len(prefix), (x_t.dtype, len(x_t), len(prefix))
+        assert x_t.dtype == torch.float32, x_t.dtype
+        assert len(x_t) == len(prefix), (len(x_t), len(prefix))
         with torch.autocast(x_t.device.type, enabled=False):
-            x = self.action_in(x_t).to(self.expert.layers[0].attention.qkv.weight.dtype)
+            x = self.action_in(x_t).to(self.expert.dtype)
         features = self.expert(x, modulation, prefix.keys, prefix.values, None if prefix.full else prefix.mask)
         with torch.autocast(x_t.device.type, enabled=False):
             return self.action_out(features.float())
@@ -326,5 +327,3 @@ def _grid_positions(grid: int, width: int) -> Tensor:
     columns = axis[None].expand(grid, grid, -1)
     table = torch.cat((rows, columns), dim=2).reshape(grid * grid, -1)
     return _pad(table[:, :width], 1, width)
-
-

@@ -1,9 +1,9 @@
 """A policy: network, tokenizer and processing, saved and loaded as one folder.
 
-    policy/
-      model.safetensors    the network's parameters, by the names of ``Pi05``
-      config.json          {"format": "z1.policy/1", "policy": sizes, "processor": processing with statistics}
-      tokenizer.model      the sentencepiece model
+policy/
+  model.safetensors    the network's parameters, by the names of ``Pi05``
+  config.json          {"format": "z1.policy/1", "policy": sizes, "processor": processing with statistics}
+  tokenizer.model      the sentencepiece model
 """
 
 from __future__ import annotations
@@ -234,12 +234,15 @@ def read_config(path: Path | str) -> PolicyConfig:
 
 def _read_config_json(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise CheckpointError(f"policy folder {folder} does not exist; give a folder that holds {MODEL_FILE} and {CONFIG_FILE}")
+        raise CheckpointError(
+            f"policy folder {folder} does not exist; give a folder that holds {MODEL_FILE} and {CONFIG_FILE}"
+        )
     value = read_json(folder / CONFIG_FILE, CheckpointError)
     found = value.get("format") if isinstance(value, dict) else None
     if found != FORMAT:
         raise CheckpointError(
-            f"{folder / CONFIG_FILE} has format {found!r}, expected {FORMAT!r}; it is no policy of z1, or of another version"
+            f"{folder / CONFIG_FILE} has format {found!r}, expected {FORMAT!r}; "
+            "it is no policy of z1, or of another version"
         )
     return value
 

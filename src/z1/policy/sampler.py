@@ -60,7 +60,7 @@ def sample_chunk(
         denoise_steps: K.
         noise_level: a, scale of the stochastic step; 0 makes it an Euler step, with log-prob 0.
         sde_index: int64 ``[B]``, the stochastic step of each sample, 0..K-1; None: Euler steps only (evaluation).
-        sde_noise: float32 ``[B, H, D]``, standard normal, the stochastic step's noise; given exactly with ``sde_index``.
+        sde_noise: float32 ``[B, H, D]``, standard normal, noise of the stochastic step; goes with ``sde_index``.
         executed_steps: C, env steps of the chunk that will be executed.
         action_dim: A, real action dims.
 

@@ -72,7 +72,9 @@ class Tokenizer:
         except RuntimeError as error:
             raise CheckpointError(f"{source} is not a sentencepiece model: {error}") from None
         if not serialised or (self._model.pad_id(), self._model.bos_id()) != (PAD_ID, BOS_ID):
-            raise CheckpointError(f"{source} must have padding id {PAD_ID} and beginning id {BOS_ID}; give a Gemma tokenizer")
+            raise CheckpointError(
+                f"{source} must have padding id {PAD_ID} and beginning id {BOS_ID}; give a Gemma tokenizer"
+            )
         self._warned = False
 
     @classmethod
@@ -125,8 +127,8 @@ class Tokenizer:
         if longest > max_tokens and not self._warned:
             prompt = max(zip(encoded, prompts, strict=True), key=lambda pair: len(pair[0]))[1]
             logger.warning(
-                "a prompt has %d tokens, the policy reads %d: its end is cut off; use a policy with more max_tokens, or "
-                "a shorter instruction (further warnings are left out). Prompt: %r",
+                "a prompt has %d tokens, the policy reads %d: its end is cut off; use a policy with more max_tokens, "
+                "or a shorter instruction (further warnings are left out). Prompt: %r",
                 longest,
                 max_tokens,
                 prompt,

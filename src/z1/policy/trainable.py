@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.nn import Parameter
+
 from z1.config import TrainingMode
 from z1.errors import UnknownNameError
 from z1.policy.pi05 import Pi05
@@ -19,9 +21,7 @@ def is_expert(name: str) -> bool:
     return name.startswith(EXPERT_PARTS)
 
 
-def parameter_groups(
-    model: Pi05, mode: str, *, learning_rate: float, vlm_learning_rate: float
-) -> list[dict[str, Any]]:
+def parameter_groups(model: Pi05, mode: str, *, learning_rate: float, vlm_learning_rate: float) -> list[dict[str, Any]]:
     """Freezes what a mode does not train and returns the rest as optimizer groups.
 
     ``expert``: the action expert. ``joint``: everything. ``joint_frozen_vision``: everything but the image encoder;
@@ -41,9 +41,12 @@ def parameter_groups(
     """
     if mode not in MODES:
         raise UnknownNameError("training mode", mode, MODES)
-    expert, vlm = [], []
+    expert: list[Parameter] = []
+    vlm: list[Parameter] = []
     for name, parameter in model.named_parameters():
-        trains = is_expert(name) or mode == "joint" or (mode == "joint_frozen_vision" and not name.startswith(VISION_PART))
+        trains = (
+            is_expert(name) or mode == "joint" or (mode == "joint_frozen_vision" and not name.startswith(VISION_PART))
+        )
         parameter.requires_grad_(trains)
         if trains:
             (expert if is_expert(name) else vlm).append(parameter)

@@ -187,7 +187,7 @@ def load_foreign(config: PolicyConfig, path: Path, *, dtype: torch.dtype = torch
     """
     with _opened(path) as file:
         stored: dict[str, str] = {}
-        for key in file.keys():
+        for key in list(file.keys()):
             name = _WRAPPERS.sub("", key)
             if name in stored:
                 raise CheckpointError(f"{path} holds {name} twice, as {stored[name]} and as {key}; remove one of them")
@@ -229,7 +229,7 @@ def read_tensors(path: Path, expected: Mapping[str, Shape], *, dtype: torch.dtyp
         CheckpointError: The file is missing or damaged, or tensors are unknown, missing or of another shape.
     """
     with _opened(path) as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
         check_tensors(str(path), expected, found)
         return {name: file.get_tensor(name).to(dtype) for name in expected}
 

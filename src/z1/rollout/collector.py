@@ -19,7 +19,7 @@ import torch
 from z1.config import ActingConfig
 from z1.errors import ConfigError, SimulatorError
 from z1.policy.policy import Policy
-from z1.policy.sampler import SampledChunk, sample_chunk
+from z1.policy.sampler import sample_chunk
 from z1.rollout.groups import Episode, RolloutCost, RolloutGroup, Rollouts, Tick
 from z1.seeding import Seeds
 from z1.sims.pool import Member, SimPool
@@ -286,7 +286,11 @@ def _draw(
     device = policy.device
     if explore is None:
         return torch.from_numpy(noise).to(device), None, None
-    return tuple(torch.from_numpy(array).to(device) for array in (noise, sde_index, sde_noise))
+    return (
+        torch.from_numpy(noise).to(device),
+        torch.from_numpy(sde_index).to(device),
+        torch.from_numpy(sde_noise).to(device),
+    )
 
 
 def _refuse_lost(groups: list[RolloutGroup]) -> None:

@@ -217,8 +217,12 @@ def build_training_batch(
     advantage = torch.tensor(chunk_advantage, dtype=torch.float32)
     keeps_prefix = ticks[used[0][0]].prefix is not None
     return TrainingBatch(
-        prefix=PrefixCache.concat([ticks[t].prefix.rows(rows) for t, rows in used]).rows(inverse) if keeps_prefix else None,
-        inputs=None if keeps_prefix else ModelInput.concat([ticks[t].inputs.rows(rows) for t, rows in used]).rows(inverse),
+        prefix=PrefixCache.concat([ticks[t].prefix.rows(rows) for t, rows in used]).rows(inverse)
+        if keeps_prefix
+        else None,
+        inputs=None
+        if keeps_prefix
+        else ModelInput.concat([ticks[t].inputs.rows(rows) for t, rows in used]).rows(inverse),
         x_t=gather(lambda tick: tick.sample.x_t),
         x_next=gather(lambda tick: tick.sample.x_next),
         sde_index=gather(lambda tick: tick.sample.sde_index),

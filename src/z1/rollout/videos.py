@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,8 @@ def film_episode(
 ) -> tuple[np.ndarray, bool]:
     """Runs an evaluation episode again and films it.
 
-    The episode is the one that ``evaluate_policy`` runs with the same seed, up to the rounding that another batch size brings.
+    The episode is the one that ``evaluate_policy`` runs with the same seed, up to the rounding that another batch size
+    brings.
 
     Args:
         pool: The simulators.

@@ -104,7 +104,10 @@ class Adapter(Protocol):
     horizon: int
 
     def task_sim(self, task: str) -> TaskSim:
-        """The compiled task of a name (without prefix); the same object every time."""
+        """The compiled task of a name (without prefix); the same object until ``drop``."""
+
+    def drop(self, task: str) -> None:
+        """Frees a compiled task."""
 
     def close(self) -> None:
         """Frees rendering contexts."""

@@ -38,6 +38,9 @@ from z1.sims.protocol import (
 )
 from z1.sims.snapshot import SimState, Snapshot, decode_snapshot, encode_snapshot
 
+MAX_COMPILED = 12
+"""Compiled tasks that a host keeps, at about 70 MB each; more only while each has living members."""
+
 _READ_BYTES = 1 << 16
 
 
@@ -90,6 +93,7 @@ class Runner:
         self._adapter = adapter
         self._members: dict[int, _Member] = {}
         self._loaded: dict[str, _Member] = {}
+        self._compiled: list[str] = []
         self._images = np.zeros(0, np.uint8)
 
     def map_images(self, path: str, size: int) -> None:
@@ -126,6 +130,19 @@ class Runner:
             self._store(present)
         return self._adapter.task_sim(task)
 
+    def _compile(self, task: str) -> TaskSim:
+        """The vacant simulation of a task that new members will live in; tasks used long ago make room for it."""
+        if task in self._compiled:
+            self._compiled.remove(task)
+        living = {member.task for member in self._members.values()}
+        for old in [old for old in self._compiled if old not in living][
+            : max(0, len(self._compiled) + 1 - MAX_COMPILED)
+        ]:
+            self._compiled.remove(old)
+            self._adapter.drop(old)
+        self._compiled.append(task)
+        return self._vacate(task)
+
     def _load(self, member: _Member) -> TaskSim:
         """The simulation of the member's task with the member in it."""
         if self._loaded.get(member.task) is member:
@@ -145,6 +162,11 @@ class Runner:
         self.counters.timed("render_s", began)
         self.counters.add("renders", len(cameras))
 
+    @property
+    def compiled(self) -> tuple[str, ...]:
+        """Names of the compiled tasks."""
+        return tuple(self._compiled)
+
     def start(self, scenes: Sequence[tuple[str, int, Sequence[int]]]) -> dict[str, np.ndarray]:
         """Builds scenes and renders each once.
 
@@ -156,7 +178,7 @@ class Runner:
         state = np.zeros((len(scenes), info.state_dim), np.float32)
         for row, (task, seed, numbers) in enumerate(scenes):
             began = time.perf_counter()
-            task_sim = self._vacate(task)
+            task_sim = self._compile(task)
             task_sim.reset(seed)
             initial = task_sim.capture()
             self.counters.timed("build_s", began)
@@ -275,6 +297,7 @@ class Runner:
                 f"the scene is task {task!r}, seed {seed}"
             )
         member = _Member(task=task, seed=seed, state=snapshot.state, steps=snapshot.steps, ended=snapshot.ended)
+        self._compile(task)
         self._load(member)
         self._members[number] = member
 
@@ -377,7 +400,8 @@ class Host:
             runner.map_images(body["path"], body["size"])
             return {}, {}
         if message.name == "start":
-            return {}, runner.start(body["scenes"])
+            state = runner.start(body["scenes"])
+            return {"compiled": runner.compiled}, state
         if message.name == "step":
             outcome, lost = runner.step(body["members"], arrays["actions"])
             return {"lost": lost}, outcome

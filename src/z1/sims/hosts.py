@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 3
 """How often something is tried that fails because a host is lost."""
 
+_START_TIMEOUT_S = 120.0
+"""Longest silence of a host that starts: importing a simulator can keep its signs of life from being sent."""
+
 _NO_RENDERER = (
     "no way to render works on this machine. {reasons}. Install one of them: EGL with `apt-get install "
     "--no-install-recommends libegl1 libgl1`, or OSMesa with `apt-get install --no-install-recommends libosmesa6`. "
@@ -158,9 +161,11 @@ class HostGroup:
                 self._launch([host])
                 return
             except RenderError:
+                self.close()
                 raise
             except SimulatorError as problem:
                 if attempt == ATTEMPTS:
+                    self.close()
                     raise SimulatorError(f"a simulator host was lost and cannot be replaced: {problem}") from problem
 
     def _launch(self, hosts: Sequence[int]) -> tuple[SimInfo, int]:
@@ -180,7 +185,7 @@ class HostGroup:
         raise RenderError((_GL_GIVEN.format(gl=given) if given else "") + advice)
 
     def _launch_with(self, hosts: Sequence[int], gl: str) -> tuple[SimInfo, int]:
-        links = [HostLink(self._python, gl, self._timeout_s) for _ in hosts]
+        links = [HostLink(self._python, gl, max(self._timeout_s, _START_TIMEOUT_S)) for _ in hosts]
         settings = {
             "simulator": self._spec.simulator,
             "cameras": self._spec.cameras,
@@ -199,6 +204,7 @@ class HostGroup:
                 link.close()
             raise
         for host, link in zip(hosts, links, strict=True):
+            link.timeout_s = self._timeout_s
             if host < len(self._links):
                 self._links[host] = link
             else:

@@ -28,6 +28,9 @@ from z1.sims.protocol import ERROR, HEARTBEAT, HELLO, Message, MessageReader, en
 _SILENCES_PER_REQUEST = 20
 """A request may take so many times the longest silence, if the host keeps sending signs of life."""
 
+_HEARTBEAT_S = 0.25
+"""Seconds between a busy host's signs of life."""
+
 _READ_BYTES = 1 << 18
 _LOG_LINES = 15
 _CLOSE_S = 5.0
@@ -132,6 +135,7 @@ class HostLink:
     Attributes:
         images: Memory shared with it.
         pid: Process id.
+        timeout_s: Longest silence of the host while it has something to do.
     """
 
     def __init__(self, python: str, gl: str, timeout_s: float) -> None:
@@ -140,10 +144,10 @@ class HostLink:
         Args:
             python: Path of the interpreter.
             gl: Value of ``MUJOCO_GL``.
-            timeout_s: Longest silence of a host that has something to do.
+            timeout_s: Longest silence of the host while it has something to do.
         """
         self.images = SharedImages()
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._reader = MessageReader()
         self._inbox: deque[Message] = deque()
         self._outgoing = memoryview(b"")
@@ -152,7 +156,7 @@ class HostLink:
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONHOME"}
         environment |= {"MUJOCO_GL": gl, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", "LP_NUM_THREADS": "1"}
         environment |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
-        options = json.dumps({"heartbeat_s": min(1.0, timeout_s / 4)})
+        options = json.dumps({"heartbeat_s": _HEARTBEAT_S})
         folder = str(Path(z1.__file__).parent)
         try:
             self._process = subprocess.Popen(
@@ -269,7 +273,7 @@ def exchange(links: Sequence[HostLink]) -> list[Message | Z1Error | HostLost]:
 
         while len(answers) < len(links):
             wait_s = min(
-                links[i]._timeout_s - (time.monotonic() - heard[i]) for i in range(len(links)) if i not in answers
+                links[i].timeout_s - (time.monotonic() - heard[i]) for i in range(len(links)) if i not in answers
             )
             ready = selector.select(max(0.01, min(wait_s, 1.0)))
             for key, _ in ready:
@@ -287,9 +291,9 @@ def exchange(links: Sequence[HostLink]) -> list[Message | Z1Error | HostLost]:
             for i, link in enumerate(links):
                 if i in answers:
                     continue
-                if now - heard[i] > link._timeout_s:
-                    settle(i, link.lost(f"gave no sign of life for {link._timeout_s:g} s"))
-                elif now - began > link._timeout_s * _SILENCES_PER_REQUEST:
+                if now - heard[i] > link.timeout_s:
+                    settle(i, link.lost(f"gave no sign of life for {link.timeout_s:g} s"))
+                elif now - began > link.timeout_s * _SILENCES_PER_REQUEST:
                     settle(i, link.lost(f"has not answered for {now - began:.0f} s"))
     return [answers[i] for i in range(len(links))]
 

@@ -111,7 +111,7 @@ class MetaWorld:
         )
 
     def task_sim(self, task: str) -> MetaWorldTask:
-        """The compiled task of a name; the same object every time."""
+        """The compiled task of a name; the same object until ``drop``."""
         if task not in self._task_sims:
             if task not in self._envs:
                 raise UnknownNameError("MetaWorld task", task, self._envs)
@@ -120,11 +120,14 @@ class MetaWorld:
             )
         return self._task_sims[task]
 
+    def drop(self, task: str) -> None:
+        """Frees a compiled task."""
+        self._task_sims.pop(task).close()
+
     def close(self) -> None:
         """Frees the rendering contexts."""
-        for task_sim in self._task_sims.values():
-            task_sim.close()
-        self._task_sims.clear()
+        for task in list(self._task_sims):
+            self.drop(task)
         self._context.close()
 
 

@@ -28,6 +28,9 @@ __all__ = ["Member", "SimCounters", "SimPool", "SimSpec"]
 
 logger = logging.getLogger(__name__)
 
+MIN_TIMEOUT_S = 1.0
+"""Shortest ``timeout_s``: hosts give several signs of life in that time, even on a machine that is busy."""
+
 _numbers = itertools.count(1)
 
 
@@ -89,6 +92,8 @@ class SimPool:
         """
         if hosts < 1:
             raise ConfigError(f"hosts is {hosts}; at least one simulator host is needed")
+        if timeout_s < MIN_TIMEOUT_S:
+            raise ConfigError(f"timeout_s is {timeout_s:g}; it must be at least {MIN_TIMEOUT_S:g} seconds")
         self.spec = spec
         self._hosts = HostGroup(spec, hosts, timeout_s)
         self.info: SimInfo = self._hosts.info
@@ -167,9 +172,9 @@ class SimPool:
             load[record.host] += not record.ended and not record.lost
         hosts = []
         for scene in scenes:
-            host = min(range(len(load)), key=lambda h: (load[h], scene.task not in self._tasks[h], h))
+            host = min(range(len(load)), key=lambda h: (load[h], name_of(scene.task) not in self._tasks[h], h))
             load[host] += members
-            self._tasks[host].add(scene.task)
+            self._tasks[host].add(name_of(scene.task))
             hosts.append(host)
         return hosts
 
@@ -204,6 +209,7 @@ class SimPool:
                 requests[host] = Request("start", {"scenes": wanted}, image_shape=self._image_shape(len(share)))
             replies = self._ask(requests)
             for host, reply in replies.items():
+                self._tasks[host] = set(reply.body["compiled"])
                 images, state = reply.images, reply.arrays["state"]
                 for row, i in enumerate(shares[host]):
                     for member in groups[i]:

@@ -1,8 +1,10 @@
 """How a host and the main process speak: length-prefixed messages of a JSON header and raw numpy buffers.
 
-A frame is ``magic, header length, payload length, checksum`` (little endian), the JSON header and the payload. The
-header holds the message's name, its number, a JSON body and the name, dtype and shape of each array in the payload.
-Nothing is pickled. Images do not travel here: they are written into shared memory.
+A frame is ``magic, header length, payload length, checksum of header and payload, checksum of these four`` (little
+endian), the JSON header and the payload. The header holds the message's name, its number, a JSON body and the name,
+dtype and shape of each array in the payload. Nothing is pickled. Images do not travel here: they are written into
+shared
+memory.
 
 Level 1: standard library and numpy only, Python 3.10 syntax.
 """
@@ -29,8 +31,8 @@ HELLO, HEARTBEAT, REPLY, ERROR = "hello", "heartbeat", "reply", "error"
 
 _MAGIC = b"z1sm"
 _PREFIX = struct.Struct("<4sIQI")
-_MAX_HEADER_BYTES = 64 << 20
-_MAX_PAYLOAD_BYTES = 1 << 32
+_CHECKSUM = struct.Struct("<I")
+_PREFIX_BYTES = _PREFIX.size + _CHECKSUM.size
 _ARRAY_KINDS = "buif"
 _ERRORS: dict[str, type[Z1Error]] = {
     kind.__name__: kind for kind in (UnknownNameError, RenderError, ProtocolError, SimulatorError)
@@ -69,8 +71,8 @@ def encode_message(message: Message) -> bytes:
         separators=(",", ":"),
     ).encode()
     payload = b"".join(array.tobytes() for array in arrays.values())
-    checksum = zlib.crc32(payload, zlib.crc32(header))
-    return _PREFIX.pack(_MAGIC, len(header), len(payload), checksum) + header + payload
+    prefix = _PREFIX.pack(_MAGIC, len(header), len(payload), zlib.crc32(payload, zlib.crc32(header)))
+    return prefix + _CHECKSUM.pack(zlib.crc32(prefix)) + header + payload
 
 
 def decode_message(header: bytes, payload: bytes) -> Message:
@@ -113,16 +115,16 @@ class MessageReader:
         """
         self._buffer += data
         messages = []
-        while len(self._buffer) >= _PREFIX.size:
-            magic, header_bytes, payload_bytes, checksum = _PREFIX.unpack_from(self._buffer)
-            if magic != _MAGIC or header_bytes > _MAX_HEADER_BYTES or payload_bytes > _MAX_PAYLOAD_BYTES:
-                shown = bytes(self._buffer[: _PREFIX.size])
-                raise ProtocolError(f"damaged message: expected a z1 frame, got {shown!r}")
-            middle = _PREFIX.size + header_bytes
+        while len(self._buffer) >= _PREFIX_BYTES:
+            prefix = bytes(self._buffer[: _PREFIX.size])
+            magic, header_bytes, payload_bytes, checksum = _PREFIX.unpack(prefix)
+            if magic != _MAGIC or _CHECKSUM.unpack_from(self._buffer, _PREFIX.size) != (zlib.crc32(prefix),):
+                raise ProtocolError(f"damaged message: expected a z1 frame, got {prefix!r}")
+            middle = _PREFIX_BYTES + header_bytes
             end = middle + payload_bytes
             if len(self._buffer) < end:
                 break
-            header, payload = bytes(self._buffer[_PREFIX.size : middle]), bytes(self._buffer[middle:end])
+            header, payload = bytes(self._buffer[_PREFIX_BYTES:middle]), bytes(self._buffer[middle:end])
             if zlib.crc32(payload, zlib.crc32(header)) != checksum:
                 raise ProtocolError("damaged message: the checksum does not match")
             del self._buffer[:end]

@@ -1,4 +1,6 @@
-"""Full-state checkpoints: a policy folder, the optimizer as safetensors, everything else as JSON. Atomic, never pickled."""
+"""Full-state checkpoints: a policy folder, the optimizer as safetensors, everything else as JSON. Atomic, never
+pickled.
+"""
 
 from __future__ import annotations
 

@@ -158,7 +158,9 @@ class Learner:
         denominator = self._objective.denominator(batch, index)
         for number, part in enumerate(index.split(self._update.microbatch)):
             rows = batch.rows(part)
-            terms = self._objective.terms(self.policy.model, rows, part, self._prefix(rows), (*address, "microbatch", number))
+            terms = self._objective.terms(
+                self.policy.model, rows, part, self._prefix(rows), (*address, "microbatch", number)
+            )
             loss = terms.loss / denominator
             if loss.requires_grad:
                 loss.backward()

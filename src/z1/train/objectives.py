@@ -1,6 +1,7 @@
 """What an update optimises. An objective gets chunks with their advantages and gives a loss and diagnostics.
 
-``grpo`` is the paper's clipped policy gradient on the likelihood of the stochastic denoise step. ``awfm`` regresses the flow on
+``grpo`` is the paper's clipped policy gradient on the likelihood of the stochastic denoise step. ``awfm`` regresses the
+flow on
 the executed chunks, weighted by their positive advantages: no likelihood, all denoise levels, far less variance.
 """
 
@@ -51,10 +52,13 @@ class Objective(Protocol):
             prefix_of: Function from a batch of rows to its VLM prefix.
 
         Returns:
-            Largest difference between a log-prob on the training path and the one recorded while acting, nats; 0 without likelihood.
+            Largest difference between a log-prob on the training path and the one recorded while acting, nats; 0
+            without likelihood.
         """
 
-    def terms(self, model: Pi05, rows: TrainingBatch, index: Tensor, prefix: PrefixCache, address: tuple[str | int, ...]) -> Terms:
+    def terms(
+        self, model: Pi05, rows: TrainingBatch, index: Tensor, prefix: PrefixCache, address: tuple[str | int, ...]
+    ) -> Terms:
         """Loss and diagnostics of some rows.
 
         Args:
@@ -107,7 +111,9 @@ class Grpo:
         gap = (behaviour - batch.recorded_log_prob)[whole].abs()
         return float(gap.max()) if len(gap) else 0.0
 
-    def terms(self, model: Pi05, rows: TrainingBatch, index: Tensor, prefix: PrefixCache, address: tuple[str | int, ...]) -> Terms:
+    def terms(
+        self, model: Pi05, rows: TrainingBatch, index: Tensor, prefix: PrefixCache, address: tuple[str | int, ...]
+    ) -> Terms:
         """See ``Objective.terms``."""
         log_ratio = self._log_prob(model, rows, prefix) - self._behaviour[index]
         ratio = log_ratio.exp()
@@ -128,7 +134,8 @@ class Grpo:
 class Awfm:
     """Advantage-weighted flow matching: SFT's own loss on the executed chunks, weighted by their positive advantages.
 
-    Source: method of advantage-weighted regression (arXiv 1910.00177) on the flow-matching loss of pi0 (arXiv 2410.24164).
+    Source: method of advantage-weighted regression (arXiv 1910.00177) on the flow-matching loss of pi0 (arXiv
+    2410.24164).
     """
 
     def __init__(self, update: UpdateConfig, seeds: Seeds) -> None:
@@ -142,7 +149,9 @@ class Awfm:
         self._weights = positive_weights(batch.positive + batch.negative, maximum=self._maximum)
         return 0.0
 
-    def terms(self, model: Pi05, rows: TrainingBatch, index: Tensor, prefix: PrefixCache, address: tuple[str | int, ...]) -> Terms:
+    def terms(
+        self, model: Pi05, rows: TrainingBatch, index: Tensor, prefix: PrefixCache, address: tuple[str | int, ...]
+    ) -> Terms:
         """See ``Objective.terms``. Rows without weight are not computed."""
         weights = self._weights[index]
         chosen = torch.nonzero(weights > 0).flatten()

@@ -51,10 +51,8 @@ class Frames:
             DatasetError: A camera or video is missing or damaged.
         """
         images = np.stack([dataset.images(camera) for camera in cameras], axis=1)
-        tasks = dataset.tasks
-        return cls(
-            images=images, state=dataset.state, instructions=tuple(tasks[int(task)] for task in dataset.task_index)
-        )
+        everyone = np.arange(dataset.num_frames)
+        return cls(images=images, state=dataset.state, instructions=dataset.instructions(everyone))
 
     def observations(self, index: np.ndarray) -> Observations:
         """The observations of some frames."""
@@ -171,7 +169,9 @@ class SftTrainer:
         size, count = self.config.batch_size, len(self._train)
         first, last = step * size, (step + 1) * size
         rows = [
-            self._seeds.rng("sft", "epoch", epoch).permutation(count)[max(first - epoch * count, 0) : last - epoch * count]
+            self._seeds.rng("sft", "epoch", epoch).permutation(count)[
+                max(first - epoch * count, 0) : last - epoch * count
+            ]
             for epoch in range(first // count, (last - 1) // count + 1)
         ]
         return self._train[np.concatenate(rows)]
