@@ -34,12 +34,11 @@ class Command:
 
 def parse(cls: type[Config], name: str, arguments: Sequence[str], default: Config | None = None) -> Config:
     """The config that arguments describe; tyro answers mistakes with exit code 2 and the nearest settings."""
-
     return tyro.cli(
         cls,
         prog=f"z1 {name}",
         args=list(arguments),
-        default=tyro.MISSING if default is None else default,
+        default=tyro.MISSING_NONPROP if default is None else default,
         config=(tyro.conf.UseAppendAction,),
     )
 

@@ -133,6 +133,8 @@ class UpdateConfig:
     """AWFM: noise and time draws per chunk and optimizer step."""
     awfm_max_weight: float = 3.0
     """AWFM: largest weight of a chunk; the mean weight of positive chunks is 1."""
+    awfm_iterations: int = 3
+    """AWFM: recent iterations whose weighted chunks are trained on together, the current one included."""
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "update.learning_rate", self.learning_rate, "positive")
@@ -151,6 +153,7 @@ class UpdateConfig:
         require(self.clip_range_high > 0, "update.clip_range_high", self.clip_range_high, "positive")
         require(self.target_kl > 0, "update.target_kl", self.target_kl, "positive")
         require(self.awfm_draws >= 1, "update.awfm_draws", self.awfm_draws, "at least 1")
+        require(self.awfm_iterations >= 1, "update.awfm_iterations", self.awfm_iterations, "at least 1")
         require(self.awfm_max_weight >= 1, "update.awfm_max_weight", self.awfm_max_weight, "at least 1")
 
 

@@ -121,6 +121,6 @@ def test_letterbox(fixtures: Path, source: str, size: int) -> None:
     assert eight_bit.dtype == torch.uint8
     difference = (eight_bit.int() - openpi[f"openpi_client_pil_u8_{source}_to_{size}"].int()).abs()
     assert int(difference.max()) <= 1
-    assert float(difference.float().mean()) < 0.05
+    assert float(difference.float().mean()) < 0.1
     other = (floats + 1.0) * 127.5 - eight_bit
     assert float(other.abs().max()) > 2.0

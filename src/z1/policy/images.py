@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -13,7 +12,7 @@ def letterbox(images: Tensor, size: int, mode: ResizeMode) -> Tensor:
     """Scales images to fit a square and pads the rest with black, centred; an odd pixel goes to the bottom or right.
 
     Args:
-        images: uint8 ``[N, 3, height, width]``.
+        images: uint8 ``[N, 3, height, width]``, on the CPU.
         size: Height and width of the result.
         mode: ``pil_antialias``: bilinear with antialiasing, rounded to 8 bits, as Pillow does it. ``torch_bilinear``:
             bilinear without antialiasing, on floats.
@@ -26,12 +25,11 @@ def letterbox(images: Tensor, size: int, mode: ResizeMode) -> Tensor:
     height, width = images.shape[-2:]
     ratio = max(width / size, height / size)
     inner = (int(height / ratio), int(width / ratio))
-    antialias = mode == "pil_antialias"
-    scaled = functional.interpolate(
-        images.float(), size=inner, mode="bilinear", align_corners=False, antialias=antialias
-    )
     top, left = (size - inner[0]) // 2, (size - inner[1]) // 2
     around = (left, size - inner[1] - left, top, size - inner[0] - top)
-    if antialias:
-        return functional.pad(scaled.round().clamp(0, 255).to(torch.uint8), around)
+    if mode == "pil_antialias":
+        # On 8-bit CPU tensors torch resamples as Pillow does, row by row and then column by column, rounding twice.
+        scaled = functional.interpolate(images, size=inner, mode="bilinear", align_corners=False, antialias=True)
+        return functional.pad(scaled, around)
+    scaled = functional.interpolate(images.float(), size=inner, mode="bilinear", align_corners=False)
     return functional.pad(scaled / 255.0 * 2.0 - 1.0, around, value=-1.0)

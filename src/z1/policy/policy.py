@@ -116,14 +116,14 @@ class Policy:
                 f"the observations have {cameras} cameras, the policy looks through {len(processor.cameras)} "
                 f"({', '.join(processor.cameras)}); render these"
             )
-        images = torch.from_numpy(np.ascontiguousarray(observations.images)).to(self.device).permute(0, 1, 4, 2, 3)
+        images = torch.from_numpy(np.require(observations.images, requirements="W")).permute(0, 1, 4, 2, 3)
         if images.shape[-2:] != (self.config.image_size, self.config.image_size):
             images = letterbox(images.flatten(0, 1), self.config.image_size, processor.resize).unflatten(
                 0, (count, cameras)
             )
         tokens, token_mask = self._tokenise(observations)
         return ModelInput(
-            images=images.contiguous(),
+            images=images.contiguous().to(self.device),
             image_mask=torch.ones(count, cameras, dtype=torch.bool, device=self.device),
             tokens=torch.from_numpy(tokens).to(self.device),
             token_mask=torch.from_numpy(token_mask).to(self.device),

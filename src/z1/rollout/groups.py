@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -179,6 +181,44 @@ class TrainingBatch:
             negative=self.negative[index],
             members=self.members[index],
         )
+
+    @staticmethod
+    def concat(parts: Sequence[TrainingBatch]) -> TrainingBatch:
+        """The rows of several batches of the same kind, in order."""
+        prefixes = [part.prefix for part in parts if part.prefix is not None]
+        inputs = [part.inputs for part in parts if part.inputs is not None]
+        return TrainingBatch(
+            prefix=PrefixCache.concat(prefixes) if prefixes else None,
+            inputs=ModelInput.concat(inputs) if inputs else None,
+            **{name: torch.cat([getattr(part, name) for part in parts]) for name in _ROW_TENSORS},
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All there is as tensors by name, read back by ``of_tensors``."""
+        nested = {"prefix": self.prefix, "inputs": self.inputs}
+        return {name: getattr(self, name) for name in _ROW_TENSORS} | {
+            f"{part}.{f.name}": torch.as_tensor(getattr(value, f.name))
+            for part, value in nested.items()
+            if value is not None
+            for f in fields(value)
+        }
+
+    @classmethod
+    def of_tensors(cls, tensors: dict[str, Tensor]) -> TrainingBatch:
+        """The batch that ``tensors`` describes."""
+
+        def nested(part: str) -> dict[str, Any]:
+            return {k.removeprefix(f"{part}."): t for k, t in tensors.items() if k.startswith(f"{part}.")}
+
+        prefix, inputs = nested("prefix"), nested("inputs")
+        return cls(
+            prefix=PrefixCache(**{**prefix, "full": bool(prefix["full"])}) if prefix else None,
+            inputs=ModelInput(**inputs) if inputs else None,
+            **{name: tensors[name] for name in _ROW_TENSORS},
+        )
+
+
+_ROW_TENSORS = tuple(f.name for f in fields(TrainingBatch) if f.name not in ("prefix", "inputs"))
 
 
 def build_training_batch(

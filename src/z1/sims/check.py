@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from rich.markup import escape
+from rich.table import Table
 
 from z1.errors import SimulatorError
 from z1.seeding import Seeds
@@ -85,9 +87,9 @@ def check_sim(
             ("same seed, same scene, on every host", checker.same_seed),
             ("other seed, other scene", checker.other_seed),
             ("images have shape, type and content", checker.images),
-            ("snapshot is exact on the same host", lambda: checker.exact(pool, 0)),
-            ("snapshot is exact on another host", lambda: checker.exact(pool, 1)),
-            ("snapshot is exact in a new process", lambda: checker.exact(other, 0)),
+            ("snapshot is exact on the same host", lambda: checker.exact("same host")),
+            ("snapshot is exact on another host", lambda: checker.exact("another host")),
+            ("snapshot is exact in a new process", lambda: checker.exact("new process")),
             ("another state gives another trajectory", checker.nudged),
             ("damaged and foreign snapshots are refused", checker.refusals),
             ("one host and two hosts agree", checker.host_counts),
@@ -100,11 +102,15 @@ def check_sim(
         return [_run(name, check) for name, check in checks]
 
 
-def format_rows(rows: Sequence[CheckRow]) -> str:
-    """The findings as text, one line each."""
-    return "\n".join(
-        f"{'ok  ' if row.passed else 'FAIL'}  {row.name}: {row.detail} ({row.seconds:.2f} s)" for row in rows
-    )
+def check_table(rows: Sequence[CheckRow], task: str) -> Table:
+    """The findings as a table for the terminal."""
+    table = Table(title=f"Contract of the simulator, on {task}", title_justify="left")
+    for column in ("", "check", "finding", "seconds"):
+        table.add_column(column, justify="right" if column == "seconds" else "left", overflow="fold")
+    for row in rows:
+        mark = "[green]ok[/green]" if row.passed else "[red]FAIL[/red]"
+        table.add_row(mark, escape(row.name), escape(row.detail), f"{row.seconds:.2f}")
+    return table
 
 
 def _run(name: str, check: Callable[[], str]) -> CheckRow:
@@ -182,11 +188,9 @@ class _Checker:
         return pool.start([self._scene])[0][0]
 
     def _under_way(self) -> tuple[Member, bytes]:
-        """A member that has executed some chunks, on host 0, and its snapshot."""
-        start = self._started(self._pool)
-        trajectory = play(self._pool, start, self._actions("warm-up")[:1])
-        self._pool.release([start])
-        return self._pool.restore(self._scene, trajectory.last, host=0), trajectory.last
+        """A member that has executed a chunk and was never restored, and its snapshot."""
+        member = self._started(self._pool)
+        return member, play(self._pool, member, self._actions("warm-up")[:1]).last
 
     def handshake(self) -> str:
         """Every field of ``SimInfo`` says something."""
@@ -240,9 +244,15 @@ class _Checker:
             _require(spread > 2, f"the image of camera {camera} has a single colour")
         return f"{list(wanted)}, spread {spreads.min():.0f} to {spreads.max():.0f}"
 
-    def exact(self, pool: SimPool, host: int) -> str:
+    def exact(self, where: str) -> str:
         """Snapshot, k chunks, restore, the same k chunks: bit-equal."""
         member, snapshot = self._under_way()
+        here = self._pool.host_of(member)
+        pool, host = {
+            "same host": (self._pool, here),
+            "another host": (self._pool, 1 - here),
+            "new process": (self._other, 0),
+        }[where]
         restored = pool.restore(self._scene, snapshot, host=host)
         first, second = self._pool.observe([member]), pool.observe([restored])
         _require(np.array_equal(first.images, second.images), "the images differ right after the restore")

@@ -134,13 +134,12 @@ class Runner:
         """The vacant simulation of a task that new members will live in; tasks used long ago make room for it."""
         if task in self._compiled:
             self._compiled.remove(task)
-        living = {member.task for member in self._members.values()}
-        for old in [old for old in self._compiled if old not in living][
-            : max(0, len(self._compiled) + 1 - MAX_COMPILED)
-        ]:
-            self._compiled.remove(old)
-            self._adapter.drop(old)
         self._compiled.append(task)
+        surplus = max(0, len(self._compiled) - MAX_COMPILED)
+        living = {member.task for member in self._members.values()} | {task}
+        for idle in [old for old in self._compiled if old not in living][:surplus]:
+            self._compiled.remove(idle)
+            self._adapter.drop(idle)
         return self._vacate(task)
 
     def _load(self, member: _Member) -> TaskSim:
@@ -185,9 +184,8 @@ class Runner:
             self.counters.add("scene_builds")
             for number in numbers:
                 self._members[number] = _Member(task=task, seed=seed, state=initial)
-            self._load(
-                self._members[numbers[0]]
-            )  # as every later member gets it: the same derived data, the same pixels
+            # Put back like every later member, so that derived data and pixels are the same as theirs.
+            self._load(self._members[numbers[0]])
             state[row] = task_sim.proprioception()
             self._render(task_sim, info.cameras, images[row])
         return {"state": state}

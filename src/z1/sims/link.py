@@ -31,6 +31,9 @@ _SILENCES_PER_REQUEST = 20
 _HEARTBEAT_S = 0.25
 """Seconds between a busy host's signs of life."""
 
+_NOT_INHERITED = frozenset({"PYTHONHOME", "PYOPENGL_PLATFORM"})
+"""Settings of this interpreter, or of a GL back end loaded in this process, that must not reach another one."""
+
 _READ_BYTES = 1 << 18
 _LOG_LINES = 15
 _CLOSE_S = 5.0
@@ -153,7 +156,7 @@ class HostLink:
         self._outgoing = memoryview(b"")
         self._number = 0
         self._log = tempfile.NamedTemporaryFile(prefix="z1-host-", suffix=".log")  # noqa: SIM115 (lives as long as the host)
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONHOME"}
+        environment = {key: value for key, value in os.environ.items() if key not in _NOT_INHERITED}
         environment |= {"MUJOCO_GL": gl, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", "LP_NUM_THREADS": "1"}
         environment |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
         options = json.dumps({"heartbeat_s": _HEARTBEAT_S})

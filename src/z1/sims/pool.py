@@ -126,8 +126,7 @@ class SimPool:
 
     def _ask(self, requests: Mapping[int, Request]) -> dict[int, Answer]:
         """Sends each host its request. Hosts that are lost meanwhile are replaced and have no entry in the result."""
-        if not len(self._hosts):
-            raise SimulatorError("this SimPool is closed")
+        self._refuse_closed()
         answers, lost = self._hosts.ask(requests)
         for host, reason in lost.items():
             self._tasks[host] = set()
@@ -135,6 +134,10 @@ class SimPool:
                 if record.host == host and not record.lost:
                     self._lose(record, reason)
         return answers
+
+    def _refuse_closed(self) -> None:
+        if not len(self._hosts):
+            raise SimulatorError("this SimPool is closed")
 
     def _lose(self, record: _Record, reason: str) -> None:
         logger.warning("member %d of %s is lost: %s", record.member.id, record.member.scene.task, reason)
@@ -167,6 +170,7 @@ class SimPool:
 
     def _place(self, scenes: Sequence[Scene], members: int) -> list[int]:
         """A host for each scene: the one with the fewest living members, rather one that has the task compiled."""
+        self._refuse_closed()
         load = [0] * len(self._hosts)
         for record in self._records.values():
             load[record.host] += not record.ended and not record.lost

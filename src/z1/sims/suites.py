@@ -40,7 +40,7 @@ _METAWORLD: dict[str, tuple[str, str]] = {
     "peg-unplug-side": ("insertion", "pull the peg out of the hole sideways"),
     "pick-out-of-hole": ("pick-and-place", "take the block out of the hole"),
     "pick-place": ("pick-and-place", "pick up the block and bring it to the goal"),
-    "pick-place-wall": ("pick-and-place", "pick up the block and bring it over the wall to the goal"),
+    "pick-place-wall": ("pick-and-place", "bring the block over the wall to the goal"),
     "plate-slide": ("plate", "slide the plate into the rack"),
     "plate-slide-back": ("plate", "slide the plate back out of the rack"),
     "plate-slide-back-side": ("plate", "slide the plate out of the rack to the side"),

@@ -75,7 +75,7 @@ class Learner:
 
     def __init__(self, policy: Policy, objective: Objective, update: UpdateConfig, seeds: Seeds) -> None:
         self.policy = policy
-        self._objective = objective
+        self.objective = objective
         self._update = update
         self._seeds = seeds
         groups = parameter_groups(
@@ -87,21 +87,27 @@ class Learner:
         self._base_rates = [group["lr"] for group in groups]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=update.weight_decay)
 
-    def update(self, batch: TrainingBatch, iteration: int) -> UpdateStats:
+    def update(self, batch: TrainingBatch, iteration: int) -> UpdateStats | None:
         """Runs the update epochs on one iteration's chunks.
 
         Args:
             batch: The chunks.
             iteration: Number of the iteration, the address of the random draws.
+
+        Returns:
+            What it did; None when the objective finds nothing to learn from.
         """
         began = time.perf_counter()
         settings = self._update
         warmup = min(1.0, (iteration + 1) / max(settings.warmup_iterations, 1))
         for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * warmup
+        batch = self.objective.select(batch)
+        if not len(batch):
+            return None
         first = self._minibatches(len(batch), iteration, epoch=0)
         micro = [index for minibatch in first for index in minibatch.split(settings.microbatch)]
-        gap = self._objective.begin(self.policy.model, batch, micro, self._prefix)
+        gap = self.objective.begin(self.policy.model, batch, micro, self._prefix)
         passes: list[_Pass] = []
         steps = gradient_chunks = epochs = 0
         for epoch in range(settings.epochs):
@@ -155,10 +161,10 @@ class Learner:
     def _backward(self, batch: TrainingBatch, index: Tensor, address: tuple[str | int, ...]) -> _Pass:
         """Accumulates the gradient of a minibatch and clips it."""
         result = _Pass()
-        denominator = self._objective.denominator(batch, index)
+        denominator = self.objective.denominator(batch, index)
         for number, part in enumerate(index.split(self._update.microbatch)):
             rows = batch.rows(part)
-            terms = self._objective.terms(
+            terms = self.objective.terms(
                 self.policy.model, rows, part, self._prefix(rows), (*address, "microbatch", number)
             )
             loss = terms.loss / denominator

@@ -7,7 +7,8 @@ the executed chunks, weighted by their positive advantages: no likelihood, all d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -20,6 +21,9 @@ from z1.policy.pi05 import Pi05, PrefixCache
 from z1.policy.sampler import chunk_log_prob
 from z1.rollout.groups import TrainingBatch
 from z1.seeding import Seeds
+
+PrefixOf = Callable[[TrainingBatch], PrefixCache]
+"""From a batch of rows to their VLM prefix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +46,10 @@ class Terms:
 class Objective(Protocol):
     """The interface between the learner's loop and what it optimises."""
 
-    def begin(self, model: Pi05, batch: TrainingBatch, microbatches: list[Tensor], prefix_of) -> float:
+    def select(self, batch: TrainingBatch) -> TrainingBatch:
+        """The rows that an update computes, fixed for all its epochs."""
+
+    def begin(self, model: Pi05, batch: TrainingBatch, microbatches: list[Tensor], prefix_of: PrefixOf) -> float:
         """Called before the first optimizer step of an update.
 
         Args:
@@ -72,6 +79,12 @@ class Objective(Protocol):
     def denominator(self, batch: TrainingBatch, index: Tensor) -> float:
         """What a minibatch's summed loss is divided by. Arguments as ``terms``, over the minibatch."""
 
+    def state(self) -> dict[str, Tensor]:
+        """What an exact resume needs besides weights and optimizer."""
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Puts back what ``state`` gave."""
+
 
 class Grpo:
     """The paper's objective: clipped policy gradient, one ratio per chunk.
@@ -99,8 +112,12 @@ class Grpo:
             action_dim=self._action_dim,
         )
 
+    def select(self, batch: TrainingBatch) -> TrainingBatch:
+        """All rows: each counts in the denominator."""
+        return batch
+
     @torch.no_grad()
-    def begin(self, model: Pi05, batch: TrainingBatch, microbatches: list[Tensor], prefix_of) -> float:
+    def begin(self, model: Pi05, batch: TrainingBatch, microbatches: list[Tensor], prefix_of: PrefixOf) -> float:
         """Computes the behaviour log-probs on the training path, so that the first ratio is exactly 1."""
         behaviour = torch.empty_like(batch.recorded_log_prob)
         for index in microbatches:
@@ -130,9 +147,18 @@ class Grpo:
         """Trainable chunks, counted per member."""
         return float(batch.members[index].sum())
 
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: an update depends on its own iteration only."""
+        return {}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Nothing to put back."""
+
 
 class Awfm:
     """Advantage-weighted flow matching: SFT's own loss on the executed chunks, weighted by their positive advantages.
+
+    The weighted chunks of a few recent iterations are trained on together: what succeeded once is still worth imitating.
 
     Source: method of advantage-weighted regression (arXiv 1910.00177) on the flow-matching loss of pi0 (arXiv
     2410.24164).
@@ -141,37 +167,53 @@ class Awfm:
     def __init__(self, update: UpdateConfig, seeds: Seeds) -> None:
         self._draws = update.awfm_draws
         self._maximum = update.awfm_max_weight
+        self._kept_iterations = update.awfm_iterations
         self._seeds = seeds
-        self._weights = torch.empty(0)
+        self._recent: list[TrainingBatch] = []
 
-    def begin(self, model: Pi05, batch: TrainingBatch, microbatches: list[Tensor], prefix_of) -> float:
-        """Fixes the chunks' weights for this update."""
-        self._weights = positive_weights(batch.positive + batch.negative, maximum=self._maximum)
+    def select(self, batch: TrainingBatch) -> TrainingBatch:
+        """The rows with a positive advantage, of this iteration and of the recent ones; ``positive`` becomes their weight."""
+        advantage = batch.positive + batch.negative
+        rows = batch.rows(torch.nonzero(advantage > 0).flatten())
+        weights = positive_weights(rows.positive + rows.negative, maximum=self._maximum)
+        weighted = replace(rows, positive=weights, negative=torch.zeros_like(weights))
+        self._recent = [*self._recent, weighted][-self._kept_iterations :]
+        return TrainingBatch.concat(self._recent)
+
+    def begin(self, model: Pi05, batch: TrainingBatch, microbatches: list[Tensor], prefix_of: PrefixOf) -> float:
+        """Nothing to prepare: there is no likelihood."""
         return 0.0
 
     def terms(
         self, model: Pi05, rows: TrainingBatch, index: Tensor, prefix: PrefixCache, address: tuple[str | int, ...]
     ) -> Terms:
-        """See ``Objective.terms``. Rows without weight are not computed."""
-        weights = self._weights[index]
-        chosen = torch.nonzero(weights > 0).flatten()
-        if not len(chosen):
-            return Terms(loss=weights.sum() * 0.0)
-        prefix, actions = prefix.rows(chosen), rows.actions[chosen]
-        mask = _pad_mask(rows.executed_mask[chosen], actions.shape[1])
-        loss = actions.new_zeros(())
+        """See ``Objective.terms``."""
+        mask = _pad_mask(rows.executed_mask, rows.actions.shape[1])
+        loss = rows.actions.new_zeros(())
         for draw in range(self._draws):
             rng = self._seeds.rng(*address, "draw", draw)
-            time = flow.sample_time(torch.from_numpy(rng.random(len(chosen), dtype="float32"))).to(actions)
-            noise = torch.from_numpy(rng.standard_normal(tuple(actions.shape), dtype="float32")).to(actions)
-            velocity = model.velocity(prefix, flow.interpolate(actions, noise, time), time)
-            error = flow_matching_error(velocity, flow.target(actions, noise), mask)
-            loss = loss + (weights[chosen] * error).sum() / self._draws
+            time = flow.sample_time(torch.from_numpy(rng.random(len(rows), dtype="float32"))).to(rows.actions)
+            noise = torch.from_numpy(rng.standard_normal(tuple(rows.actions.shape), dtype="float32")).to(rows.actions)
+            velocity = model.velocity(prefix, flow.interpolate(rows.actions, noise, time), time)
+            error = flow_matching_error(velocity, flow.target(rows.actions, noise), mask)
+            loss = loss + (rows.positive * error).sum() / self._draws
         return Terms(loss=loss)
 
     def denominator(self, batch: TrainingBatch, index: Tensor) -> float:
-        """Chunks with a positive weight, counted per member."""
-        return float((batch.members[index] * (self._weights[index] > 0)).sum().clamp(min=1.0))
+        """Weighted chunks, counted per member."""
+        return float(batch.members[index].sum())
+
+    def state(self) -> dict[str, Tensor]:
+        """The recent iterations' chunks, for a checkpoint."""
+        return {f"{n}.{name}": t for n, batch in enumerate(self._recent) for name, t in batch.tensors().items()}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Puts back what ``state`` gave."""
+        numbers = sorted({int(name.split(".", 1)[0]) for name in tensors})
+        self._recent = [
+            TrainingBatch.of_tensors({k.split(".", 1)[1]: t for k, t in tensors.items() if k.startswith(f"{n}.")})
+            for n in numbers
+        ]
 
 
 def _pad_mask(executed_mask: Tensor, horizon: int) -> Tensor:

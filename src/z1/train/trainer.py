@@ -105,7 +105,8 @@ class Trainer:
 
     def resume(self) -> None:
         """Continues from the last checkpoint of the run folder."""
-        self.state, _ = load_checkpoint(self.folder / LAST, self.policy, self.learner.optimizer)
+        self.state, extra = load_checkpoint(self.folder / LAST, self.policy, self.learner.optimizer)
+        self.learner.objective.load_state(extra)
 
     def collect(self, iteration: int) -> Rollouts:
         """Runs an iteration's groups; groups without a signal are replaced by new scenes."""
@@ -214,7 +215,13 @@ class Trainer:
         return completion_returns(group.success, group.chunk_counts, self.config.rollout.reward_decay)
 
     def _save_to(self, name: str) -> None:
-        save_checkpoint(self.folder / name, self.policy, self.learner.optimizer, self.state)
+        save_checkpoint(
+            self.folder / name,
+            self.policy,
+            self.learner.optimizer,
+            self.state,
+            extra_tensors=self.learner.objective.state() if name == LAST else None,
+        )
 
     def _add(self, key: str, value: float) -> None:
         self.state.totals[key] = self.state.totals.get(key, 0) + value

@@ -1,0 +1,216 @@
+"""Chunks and their log-probs: recomputed equals recorded, whatever the batch or the cache; wrong settings differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from z1.policy import flow
+from z1.policy.config import PolicyConfig
+from z1.policy.pi05 import ModelInput, Pi05, PrefixCache
+from z1.policy.sampler import SampledChunk, chunk_log_prob, sample_chunk
+
+K, C, A, LEVEL, B = 4, 5, 3, 0.5, 8
+
+
+@dataclass(frozen=True)
+class Case:
+    model: Pi05
+    inputs: ModelInput
+    prefix: PrefixCache
+    noise: Tensor
+    index: Tensor
+    sde_noise: Tensor
+    sample: SampledChunk
+
+
+def draw(
+    model: Pi05,
+    prefix: PrefixCache,
+    noise: Tensor,
+    index: Tensor | None,
+    sde_noise: Tensor | None,
+    level: float = LEVEL,
+) -> SampledChunk:
+    return sample_chunk(
+        model,
+        prefix,
+        initial_noise=noise,
+        denoise_steps=K,
+        noise_level=level,
+        sde_index=index,
+        sde_noise=sde_noise,
+        executed_steps=C,
+        action_dim=A,
+    )
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    rng = np.random.Generator(np.random.Philox(key=3))
+    model = Pi05.initialised(
+        PolicyConfig.tiny(image_size=32, patch=16, width=64, vision_width=32, expert_width=64), rng
+    )
+    with torch.no_grad():
+        model.action_out.weight.mul_(10.0)
+        model.expert.modulation.weight.copy_(
+            0.1 * torch.from_numpy(rng.standard_normal(tuple(model.expert.modulation.weight.shape), dtype=np.float32))
+        )
+    lengths = torch.tensor([7, 5, 9, 9, 6, 7, 8, 9])
+    inputs = ModelInput(
+        images=torch.from_numpy(rng.integers(0, 256, (B, 2, 3, 32, 32), dtype=np.uint8)),
+        image_mask=torch.tensor([[True, True]] * 6 + [[True, False]] * 2),
+        tokens=torch.from_numpy(rng.integers(4, 500, (B, 9))),
+        token_mask=torch.arange(9)[None] < lengths[:, None],
+    )
+    with torch.no_grad():
+        prefix = model.encode_prefix(inputs)
+    shape = (B, model.config.horizon, model.config.action_dim)
+    noise, sde_noise = (torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)) for _ in range(2))
+    index = torch.tensor([0, 1, 2, 3, 0, 1, 2, 0])
+    sample = draw(model, prefix, noise, index, sde_noise)
+    return Case(model, inputs, prefix, noise, index, sde_noise, sample)
+
+
+def recompute(
+    case: Case,
+    prefix: PrefixCache | None = None,
+    rows: Tensor | None = None,
+    *,
+    index: Tensor | None = None,
+    level: float = LEVEL,
+    executed: Tensor | None = None,
+    action_dim: int = A,
+) -> Tensor:
+    rows = torch.arange(B) if rows is None else rows
+    return chunk_log_prob(
+        case.model,
+        case.prefix.rows(rows) if prefix is None else prefix,
+        x_t=case.sample.x_t[rows],
+        x_next=case.sample.x_next[rows],
+        sde_index=case.index[rows] if index is None else index,
+        denoise_steps=K,
+        noise_level=level,
+        executed_mask=torch.ones(len(rows), C, dtype=torch.bool) if executed is None else executed,
+        action_dim=action_dim,
+    )
+
+
+def test_same_batch_is_bit_equal(case: Case) -> None:
+    with torch.no_grad():
+        assert torch.equal(recompute(case), case.sample.log_prob)
+    with_gradient = recompute(case)
+    assert with_gradient.requires_grad
+    assert torch.equal(with_gradient.detach(), case.sample.log_prob)
+
+
+def test_one_by_one(case: Case) -> None:
+    with torch.no_grad():
+        alone = torch.cat([recompute(case, rows=torch.tensor([row])) for row in range(B)])
+    torch.testing.assert_close(alone, case.sample.log_prob, rtol=0, atol=1e-5)
+
+
+def test_in_another_order(case: Case) -> None:
+    order = torch.tensor([5, 2, 7, 0, 1, 6, 3, 4])
+    with torch.no_grad():
+        torch.testing.assert_close(recompute(case, rows=order), case.sample.log_prob[order], rtol=0, atol=1e-5)
+
+
+def test_with_a_fresh_prefix(case: Case) -> None:
+    fresh = case.model.encode_prefix(case.inputs)
+    assert fresh.keys.requires_grad
+    torch.testing.assert_close(recompute(case, fresh).detach(), case.sample.log_prob, rtol=0, atol=1e-5)
+
+
+def test_with_prefixes_encoded_one_by_one_and_padded(case: Case) -> None:
+    with torch.no_grad():
+        parts = [case.model.encode_prefix(case.inputs.rows(torch.tensor([row]))) for row in range(B)]
+        joined = PrefixCache.concat(parts)
+        torch.testing.assert_close(recompute(case, joined), case.sample.log_prob, rtol=0, atol=1e-5)
+
+
+def test_batch_of_one_samples_the_same(case: Case) -> None:
+    for row in range(B):
+        one = torch.tensor([row])
+        alone = draw(case.model, case.prefix.rows(one), case.noise[one], case.index[one], case.sde_noise[one])
+        torch.testing.assert_close(alone.actions, case.sample.actions[one], rtol=0, atol=1e-5)
+        torch.testing.assert_close(alone.log_prob, case.sample.log_prob[one], rtol=0, atol=1e-4)
+
+
+def test_negative_twins(case: Case) -> None:
+    """Another noise level, another index, another prefix or other weights give another log-prob."""
+    with torch.no_grad():
+        recorded = case.sample.log_prob
+        assert float((recompute(case, level=0.4) - recorded).abs().min()) > 0.01
+        assert float((recompute(case, index=(case.index + 1) % K) - recorded).abs().min()) > 0.01
+        swapped = case.prefix.rows(torch.arange(B).roll(1))
+        assert float((recompute(case, swapped) - recorded).abs().max()) > 0.01
+        case.model.action_out.bias += 0.05
+        try:
+            assert float((recompute(case) - recorded).abs().min()) > 1e-3
+        finally:
+            case.model.action_out.bias -= 0.05
+
+
+def test_only_executed_steps_and_real_dims_count(case: Case) -> None:
+    executed = torch.arange(C)[None] < torch.tensor([5, 1, 2, 3, 4, 5, 0, 1])[:, None]
+    with torch.no_grad():
+        ours = recompute(case, executed=executed)
+        expected = (case.sample.step_log_prob * executed).sum(1)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+        assert ours[6] == 0.0
+        assert float((ours - case.sample.log_prob).abs()[1:5].min()) > 0.01
+        wider = recompute(case, action_dim=A + 1)
+        assert float((wider - case.sample.log_prob).abs().min()) > 1e-3
+
+
+def test_log_prob_by_hand(case: Case) -> None:
+    """The recorded density is that of a normal distribution at the noise that was drawn."""
+    for row in range(B):
+        k = int(case.index[row])
+        std = float(flow.sde_coefficients(K, LEVEL)[k, 2])
+        z = case.sde_noise[row, :C, :A]
+        expected = torch.distributions.Normal(0.0, std).log_prob(z * std).sum()
+        assert float(case.sample.log_prob[row]) == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_transition_is_where_it_is_said_to_be(case: Case) -> None:
+    """Continuing from ``x_next`` with Euler steps gives the actions; a first step starts at the noise."""
+    first = case.index == 0
+    assert torch.equal(case.sample.x_t[first], case.noise[first])
+    last = case.index == K - 1
+    assert torch.equal(case.sample.x_next[last], case.sample.actions[last])
+    row = torch.tensor([2])
+    x = case.sample.x_next[row]
+    with torch.no_grad():
+        for k in range(int(case.index[row]) + 1, K):
+            x = flow.ode_step(x, case.model.velocity(case.prefix.rows(row), x, flow.time_grid(K)[k : k + 1]), K)
+    torch.testing.assert_close(x, case.sample.actions[row], rtol=0, atol=1e-5)
+
+
+def test_evaluation_has_no_noise(case: Case) -> None:
+    evaluation = draw(case.model, case.prefix, case.noise, None, None)
+    again = draw(case.model, case.prefix, case.noise, None, None, level=0.0)
+    assert torch.equal(evaluation.actions, again.actions)
+    assert evaluation.sde_index.tolist() == [-1] * B
+    assert not evaluation.log_prob.any()
+    assert float((evaluation.actions - case.sample.actions).abs().max()) > 0.1
+
+
+def test_noise_level_zero_is_evaluation(case: Case) -> None:
+    quiet = draw(case.model, case.prefix, case.noise, case.index, case.sde_noise, level=0.0)
+    evaluation = draw(case.model, case.prefix, case.noise, None, None)
+    assert torch.equal(quiet.actions, evaluation.actions)
+    assert not quiet.log_prob.any()
+
+
+def test_gradient_reaches_expert_and_prefix(case: Case) -> None:
+    case.model.zero_grad()
+    recompute(case, case.model.encode_prefix(case.inputs)).sum().backward()
+    missing = [name for name, p in case.model.named_parameters() if p.grad is None or not p.grad.any()]
+    case.model.zero_grad()
+    assert missing == []
