@@ -91,10 +91,12 @@ def policy_folder(path: str) -> Path:
         raise CheckpointError(f"policy {path} does not exist; give a run folder of z1 sft or z1 rl, or a policy folder")
     if (folder / "metrics.jsonl").exists():
         raise CheckpointError(
-            f"run {path} has not finished and holds no policy yet; resume it with --resume, or use {path}/checkpoints/last/policy"
+            f"run {path} has not finished and holds no policy yet; resume it with --resume, "
+            f"or use {path}/checkpoints/last/policy"
         )
     raise CheckpointError(
-        f"{path} holds no policy: model.safetensors is missing; give a run folder of z1 sft or z1 rl, or a policy folder"
+        f"{path} holds no policy: model.safetensors is missing; give a run folder of z1 sft or z1 rl, "
+        "or a policy folder"
     )
 
 
@@ -144,7 +146,8 @@ def check_fit(policy: Policy, info: SimInfo) -> None:
     ):
         if have != want:
             raise ConfigError(
-                f"the policy has {have} {what}, but {info.simulator} has {want}; choose a policy that was trained on {info.simulator}"
+                f"the policy has {have} {what}, but {info.simulator} has {want}; "
+                f"choose a policy that was trained on {info.simulator}"
             )
 
 
@@ -192,7 +195,8 @@ def run_demos(config: DemoConfig) -> DemoSummary:
         )
     failures = sum(summary.failures.values())
     console.print(
-        f"Dataset: {summary.path}: {summary.episodes} episodes ({summary.resumed} of them from an interrupted recording), "
+        f"Dataset: {summary.path}: {summary.episodes} episodes ({summary.resumed} of them from an interrupted "
+        "recording), "
         f"{summary.frames} frames recorded in {summary.seconds:.0f} s; the experts failed in {failures} scenes"
     )
     console.print(f"Next: z1 sft --dataset {summary.path} --recipe tiny --out runs/sft")
@@ -215,7 +219,8 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
         run = RunFolder.create(Path(config.out), config_to_dict(config), "sft")
     frames, episodes = dataset.num_frames, len(dataset.episodes)
     console.print(
-        f"SFT on {config.dataset}: {episodes} episodes, {frames} frames; {policy.parameter_count / 1e6:.2f} M parameters on {device}"
+        f"SFT on {config.dataset}: {episodes} episodes, {frames} frames; "
+        f"{policy.parameter_count / 1e6:.2f} M parameters on {device}"
     )
     with (
         MetricsWriter(run.path, wandb=config.wandb, resume=resume) as metrics,
@@ -247,7 +252,8 @@ def _initial_sft_policy(config: SftConfig, dataset: LeRobotDataset) -> Policy:
         missing = [camera for camera in policy.processor.cameras if camera not in dataset.cameras]
         if missing:
             raise DatasetError(
-                f"{config.dataset} has no camera {missing[0]!r}, which the policy looks through; it has {', '.join(dataset.cameras)}"
+                f"{config.dataset} has no camera {missing[0]!r}, which the policy looks through; "
+                f"it has {', '.join(dataset.cameras)}"
             )
         for what, have, want in (
             ("state", dataset.state.shape[1], policy.processor.state_dim),
@@ -289,7 +295,8 @@ def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
         update = config.update
         console.print(
             f"RL on {config.task}: {update.objective}, {update.mode} training, "
-            f"{config.rollout.groups} groups of {config.rollout.group_size}, {config.sim.hosts} simulator processes, {device}"
+            f"{config.rollout.groups} groups of {config.rollout.group_size}, "
+            f"{config.sim.hosts} simulator processes, {device}"
         )
         with (
             MetricsWriter(run.path, wandb=config.wandb, resume=resume) as metrics,
@@ -306,7 +313,8 @@ def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
         console.print(f"Best validation success {state.best:.1%} after iteration {state.best_step}")
     console.print(f"Policy: {run.path / 'policy'}")
     console.print(
-        f"Next: z1 eval --policy {config.policy} --policy {run.path} --task {config.task} --out {run.path / 'evaluation.json'}; z1 report {run.path}"
+        f"Next: z1 eval --policy {config.policy} --policy {run.path} --task {config.task} "
+        f"--out {run.path / 'evaluation.json'}; z1 report {run.path}"
     )
     return run.path
 
@@ -409,26 +417,28 @@ def record_videos(config: EvalConfig, folder: Path, *, count: int = 3, camera: s
     policies = [Policy.load(policy_folder(path)) for path in config.policy[:2]]
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    with open_pool(policies[0], config.task[0], replace(config.sim, hosts=1)) as pool:
-        with progress_bar("videos", len(chosen)) as (bar, task):
-            for pair in chosen:
-                scene = Scene(task=pair["task"], seed=pair["seed"], split=config.split)
-                row: dict[str, Any] = {"task": scene.task, "seed": scene.seed}
-                for label, policy in zip(("before", "after"), policies, strict=True):
-                    frames, success = film_episode(
-                        pool,
-                        policy,
-                        config.acting,
-                        scene,
-                        seed=config.seed,
-                        camera=camera or pool.info.cameras[0],
-                        every=4,
-                    )
-                    name = f"{label}_{scene.task.replace('/', '_')}_{scene.seed}.mp4"
-                    write_mp4(folder / name, frames, fps=round(pool.info.control_hz / 4))
-                    row |= {label: name, f"{label}_success": success}
-                rows.append(row)
-                bar.advance(task)
+    with (
+        open_pool(policies[0], config.task[0], replace(config.sim, hosts=1)) as pool,
+        progress_bar("videos", len(chosen)) as (bar, task),
+    ):
+        for pair in chosen:
+            scene = Scene(task=pair["task"], seed=pair["seed"], split=config.split)
+            row: dict[str, Any] = {"task": scene.task, "seed": scene.seed}
+            for label, policy in zip(("before", "after"), policies, strict=True):
+                frames, success = film_episode(
+                    pool,
+                    policy,
+                    config.acting,
+                    scene,
+                    seed=config.seed,
+                    camera=camera or pool.info.cameras[0],
+                    every=4,
+                )
+                name = f"{label}_{scene.task.replace('/', '_')}_{scene.seed}.mp4"
+                write_mp4(folder / name, frames, fps=round(pool.info.control_hz / 4))
+                row |= {label: name, f"{label}_success": success}
+            rows.append(row)
+            bar.advance(task)
     write_json(folder / "videos.json", rows)
 
 

@@ -129,7 +129,8 @@ def _finish(config: DemoRunConfig, out: Path, seconds: dict[str, float]) -> dict
     console.print(
         "Try next:\n"
         f"  z1 demo --task metaworld/drawer-open --out runs/drawer     another task (z1 tasks lists them)\n"
-        f"  z1 rl --policy {out / 'sft'} --task {config.task} --recipe tiny --out runs/grpo     GRPO, the paper's objective\n"
-        f"  z1 eval --policy {out / 'sft'} --policy {out / 'rl'} --task {config.task} --episodes 300 --out runs/more.json"
+        f"  z1 rl --policy {out / 'sft'} --task {config.task} --recipe tiny --out runs/grpo     the paper's GRPO\n"
+        f"  z1 eval --policy {out / 'sft'} --policy {out / 'rl'} --task {config.task} "
+        "--episodes 300 --out runs/more.json"
     )
     return evaluation

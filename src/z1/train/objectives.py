@@ -172,7 +172,7 @@ class Awfm:
         self._recent: list[TrainingBatch] = []
 
     def select(self, batch: TrainingBatch) -> TrainingBatch:
-        """The rows with a positive advantage, of this iteration and of the recent ones; ``positive`` becomes their weight."""
+        """The rows with a positive advantage, of this and of recent iterations; ``positive`` becomes their weight."""
         advantage = batch.positive + batch.negative
         rows = batch.rows(torch.nonzero(advantage > 0).flatten())
         weights = positive_weights(rows.positive + rows.negative, maximum=self._maximum)
@@ -193,7 +193,8 @@ class Awfm:
         for draw in range(self._draws):
             rng = self._seeds.rng(*address, "draw", draw)
             time = flow.sample_time(torch.from_numpy(rng.random(len(rows), dtype="float32"))).to(rows.actions)
-            noise = torch.from_numpy(rng.standard_normal(tuple(rows.actions.shape), dtype="float32")).to(rows.actions)
+            shape = tuple(rows.actions.shape)
+            noise = torch.from_numpy(rng.standard_normal(shape, dtype="float32")).to(rows.actions)
             velocity = model.velocity(prefix, flow.interpolate(rows.actions, noise, time), time)
             error = flow_matching_error(velocity, flow.target(rows.actions, noise), mask)
             loss = loss + (rows.positive * error).sum() / self._draws

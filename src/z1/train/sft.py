@@ -143,10 +143,11 @@ class SftTrainer:
     def _split(self) -> tuple[np.ndarray, np.ndarray]:
         """Frame numbers of the training and of the held-out episodes."""
         episodes = len(self._dataset.episodes)
-        held_out = int(round(self.config.validation_fraction * episodes))
+        held_out = round(self.config.validation_fraction * episodes)
         if episodes - held_out < 1:
             raise ConfigError(
-                f"validation_fraction {self.config.validation_fraction} leaves no training episode of {episodes}; lower it"
+                f"validation_fraction {self.config.validation_fraction} leaves no training episode of {episodes}; "
+                "lower it"
             )
         order = self._seeds.rng("sft", "split").permutation(episodes)
         in_held_out = np.isin(self._dataset.episode_index, order[:held_out])
