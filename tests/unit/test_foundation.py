@@ -40,9 +40,14 @@ def test_splits_are_disjoint() -> None:
 def test_atomic_file_leaves_the_old_content_when_the_writer_fails(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     write_json(path, {"a": 1})
-    with pytest.raises(KeyError), atomic_file(path) as temporary:
-        temporary.write_text("half")
-        raise KeyError
+
+    def fail_half_way() -> None:
+        with atomic_file(path) as temporary:
+            temporary.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_half_way()
     assert read_json(path, RunFolderError) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
@@ -63,15 +68,15 @@ def test_atomic_folder_refuses_to_replace_unless_asked(tmp_path: Path) -> None:
 
 def test_unwritable_place_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match="cannot write .*File exists; free some space or choose another folder"):
+    with pytest.raises(RunFolderError, match=r"cannot write .*File exists; free some space or choose another folder"):
         write_json(tmp_path / "file" / "x.json", {})
 
 
 def test_json_errors_name_the_file(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="x.json is missing"):
+    with pytest.raises(RunFolderError, match=r"x\.json is missing"):
         read_json(tmp_path / "x.json", RunFolderError)
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(RunFolderError, match="x.json cannot be read as JSON"):
+    with pytest.raises(RunFolderError, match=r"x\.json cannot be read as JSON"):
         read_json(tmp_path / "x.json", RunFolderError)
 
 
@@ -100,7 +105,7 @@ def test_impossible_settings_are_refused() -> None:
         ConfigError, match=r"rollout.group_size is 1; it must be at least 2, since members are compared"
     ):
         RolloutConfig(group_size=1)
-    with pytest.raises(ConfigError, match="update.vlm_learning_rate has no effect with update.mode 'expert'"):
+    with pytest.raises(ConfigError, match=r"update\.vlm_learning_rate has no effect with update.mode 'expert'"):
         UpdateConfig(vlm_learning_rate=1e-5)
     with pytest.raises(ConfigError, match=r"rollout.noise_level is 0.0; it must be positive with GRPO"):
         RlConfig(policy="p", task="t", out="o", rollout=RolloutConfig(noise_level=0.0))
@@ -166,5 +171,6 @@ def test_modules_import_only_from_their_level_or_below(path: Path) -> None:
 
 
 def test_importing_z1_is_light() -> None:
-    code = "import sys, z1, z1.types, z1.config, z1.cli; sys.exit(any(m in sys.modules for m in ('torch', 'metaworld', 'mujoco')))"
+    heavy = ("torch", "metaworld", "mujoco")
+    code = f"import sys, z1, z1.types, z1.config, z1.cli; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -158,7 +158,7 @@ class Grpo:
 class Awfm:
     """Advantage-weighted flow matching: SFT's own loss on the executed chunks, weighted by their positive advantages.
 
-    The weighted chunks of a few recent iterations are trained on together: what succeeded once is still worth imitating.
+    The weighted chunks of a few recent iterations are trained on together: what succeeded once is worth imitating.
 
     Source: method of advantage-weighted regression (arXiv 1910.00177) on the flow-matching loss of pi0 (arXiv
     2410.24164).
