@@ -176,7 +176,7 @@ class PolicyConfig:
         Args:
             image_size: Pixels.
             patch: Pixels; 16 is faster, 8 sees more.
-            width: Of the VLM; its head dim is ``width / 4``.
+            width: Of the VLM, a multiple of 32.
             depth: Layers of the VLM and the expert.
             vision_width: Of the image encoder, a multiple of 32.
             vision_depth: Layers of the image encoder.
@@ -190,13 +190,13 @@ class PolicyConfig:
             vision=VisionConfig(
                 width=vision_width,
                 depth=vision_depth,
-                heads=max(vision_width // 32, 1),
+                heads=vision_width // 32,
                 mlp=2 * vision_width,
                 patch=patch,
                 image_size=image_size,
             ),
             vlm=VlmConfig(
-                width=width, depth=depth, mlp=2 * width, heads=4, kv_heads=1, head_dim=width // 4, vocab=vocab
+                width=width, depth=depth, mlp=2 * width, heads=width // 32, kv_heads=1, head_dim=32, vocab=vocab
             ),
             expert=ExpertConfig(width=expert_width, mlp=2 * expert_width),
             horizon=horizon,
