@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -17,6 +20,14 @@ from z1.errors import ConfigError, UnknownNameError, Z1Error
 
 Config = TypeVar("Config")
 USER_ERROR = 2
+
+
+RESUME_HELP = "--resume: continue the run in --out with its stored settings, to the same numbers as without the stop."
+
+
+def recipe_help(names: Iterable[str], default: str) -> str:
+    """What a command's help says about recipes."""
+    return f"--recipe NAME: settings to start from, one of {', '.join(names)} (default: {default})."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +43,66 @@ class Command:
     run: Callable[[list[str]], int]
 
 
-def parse(cls: type[Config], name: str, arguments: Sequence[str], default: Config | None = None) -> Config:
-    """The config that arguments describe; tyro answers mistakes with exit code 2 and the nearest settings."""
-    return tyro.cli(
+def parse(
+    cls: type[Config], name: str, arguments: Sequence[str], default: Config | None = None, *, also: str = ""
+) -> Config:
+    """The config that arguments describe; tyro answers mistakes with exit code 2 and the nearest settings.
+
+    Args:
+        cls: The config of the command.
+        name: The command.
+        arguments: What follows the command.
+        default: Where unnamed settings come from; None: the class.
+        also: Settings that are read before the config exists, for the help text.
+
+    Raises:
+        ConfigError: A value is not allowed.
+    """
+    config = tyro.cli(
         cls,
         prog=f"z1 {name}",
+        description="\n\n".join(filter(None, ((cls.__doc__ or "").strip(), also))),
         args=list(arguments),
         default=tyro.MISSING_NONPROP if default is None else default,
         config=(tyro.conf.UseAppendAction,),
     )
+    refuse_infinite(config)
+    return config
+
+
+def refuse_infinite(config: object, prefix: str = "") -> None:
+    """Refuses numbers that are not finite, in all nested settings.
+
+    Raises:
+        ConfigError: Names the setting.
+    """
+    assert dataclasses.is_dataclass(config)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            refuse_infinite(value, f"{prefix}{field.name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{prefix}{field.name} is {value}; it must be a finite number")
+
+
+def resumed_folder(arguments: list[str], recipe_name: str | None) -> Path | None:
+    """The run folder that ``--resume`` continues; None when only help is asked for.
+
+    Args:
+        arguments: What follows the command, without ``--resume``.
+        recipe_name: What ``--recipe`` says.
+
+    Raises:
+        ConfigError: ``--out`` is missing, or a recipe is given that could have no effect.
+    """
+    if {"-h", "--help"} & set(arguments):
+        return None
+    out, _ = take_option(arguments, "--out")
+    if out is None:
+        raise ConfigError("--resume needs --out, the run folder to continue")
+    if recipe_name is not None:
+        raise ConfigError("--recipe has no effect with --resume, which takes the run's own settings; leave it out")
+    return Path(out)
 
 
 def take_option(arguments: list[str], option: str) -> tuple[str | None, list[str]]:
@@ -91,37 +153,41 @@ def demos(arguments: list[str]) -> int:
 
 def sft(arguments: list[str]) -> int:
     """Train a policy on demonstrations."""
-    from z1.commands import run_sft, stored_config
+    from z1.commands import run_sft
     from z1.config import SftConfig
     from z1.recipes import SFT_RECIPES
+    from z1.train.resume import stored_config
 
     name, arguments = take_option(arguments, "--recipe")
     resume, arguments = take_flag(arguments, "--resume")
-    out, _ = take_option(arguments, "--out")
-    if resume and out:
-        default = stored_config(Path(out), SftConfig, "sft")
+    folder = resumed_folder(arguments, name) if resume else None
+    if folder is not None:
+        default = stored_config(folder, SftConfig, "sft")
     else:
         default = recipe(SFT_RECIPES, name or "tiny")(tyro.MISSING, tyro.MISSING)
-    run_sft(parse(SftConfig, "sft", arguments, default), resume=resume)
+    also = recipe_help(SFT_RECIPES, "tiny") + " " + RESUME_HELP
+    run_sft(parse(SftConfig, "sft", arguments, default, also=also), resume=resume)
     return 0
 
 
 def rl(arguments: list[str]) -> int:
     """Improve a policy on a task in the simulator."""
-    from z1.commands import recipe_for_policy, run_rl, stored_config
+    from z1.commands import recipe_for_policy, run_rl
     from z1.config import RlConfig
     from z1.recipes import RL_RECIPES
+    from z1.train.resume import stored_config
 
     name, arguments = take_option(arguments, "--recipe")
     resume, arguments = take_flag(arguments, "--resume")
-    out, _ = take_option(arguments, "--out")
-    if resume and out:
-        default = stored_config(Path(out), RlConfig, "rl")
+    folder = resumed_folder(arguments, name) if resume else None
+    if folder is not None:
+        default = stored_config(folder, RlConfig, "rl")
     else:
         policy, _ = take_option(arguments, "--policy")
         chosen = name or (recipe_for_policy(policy) if policy else "tiny")
         default = recipe(RL_RECIPES, chosen)(tyro.MISSING, tyro.MISSING, tyro.MISSING)
-    run_rl(parse(RlConfig, "rl", arguments, default), resume=resume)
+    also = recipe_help(RL_RECIPES, "the one made for the size of the policy") + " " + RESUME_HELP
+    run_rl(parse(RlConfig, "rl", arguments, default, also=also), resume=resume)
     return 0
 
 
@@ -255,13 +321,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given[0] not in COMMANDS:
             raise UnknownNameError("command", given[0], COMMANDS)
-        return COMMANDS[given[0]].run(given[1:])
+        code = COMMANDS[given[0]].run(given[1:])
+        sys.stdout.flush()
+        return code
     except Z1Error as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted; a run folder can be continued with --resume", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of the output has gone, as in: z1 tasks | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

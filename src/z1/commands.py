@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from z1.config import EvalConfig, RlConfig, SftConfig, SimConfig, config_from_dict, config_to_dict
+from z1.config import EvalConfig, RlConfig, SftConfig, SimConfig, config_to_dict
 from z1.data.lerobot import LeRobotDataset
 from z1.data.record import DemoConfig, DemoSummary, record_demonstrations
 from z1.errors import CheckpointError, ConfigError, DatasetError, RunFolderError
@@ -31,10 +32,12 @@ from z1.eval.video import write_mp4
 from z1.files import read_json, write_json
 from z1.policy.config import PolicyConfig, ProcessorConfig
 from z1.policy.policy import Policy, read_config
+from z1.rollout.collector import check_chunk_length
 from z1.rollout.videos import choose_scenes, film_episode
 from z1.sims.pool import SimPool, SimSpec
 from z1.sims.suites import simulator_of
 from z1.train.metrics import MetricsWriter
+from z1.train.resume import RL_MAY_CHANGE, check_resume, undone_on_error
 from z1.train.run_folder import RunFolder
 from z1.train.sft import SftTrainer
 from z1.train.trainer import Progress as TrainerProgress
@@ -162,28 +165,6 @@ def simulator_record(info: SimInfo) -> dict[str, Any]:
     }
 
 
-def check_resume(
-    stored: dict[str, Any], config: RlConfig | SftConfig, folder: Path, *, may_change: tuple[str, ...]
-) -> None:
-    """Refuses to resume a run under other settings than it was started with.
-
-    Raises:
-        ConfigError: Names the settings that differ.
-    """
-    now = config_to_dict(config)
-    ignored = {"out", *may_change}
-    differing = [
-        f"{name} was {stored.get(name)!r}, is {now[name]!r}"
-        for name in now
-        if name not in ignored and stored.get(name) != now[name]
-    ]
-    if differing:
-        raise ConfigError(
-            f"cannot resume {folder} with other settings: {'; '.join(differing)}. "
-            "Leave them out to resume with the stored ones, or start a new run with another --out."
-        )
-
-
 def run_demos(config: DemoConfig) -> DemoSummary:
     """``z1 demos``: records scripted experts' demonstrations."""
     with progress_bar("demonstrations", config.episodes * len(config.task)) as (bar, task):
@@ -211,36 +192,42 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
     """
     device = pick_device(config.device)
     dataset = LeRobotDataset.open(Path(config.dataset))
-    policy = _initial_sft_policy(config, dataset).to(device)
     if resume:
         run = RunFolder.open(Path(config.out))
         check_resume(run.config, config, run.path, may_change=("device",))
+        saved = run.last_checkpoint / "policy"
+        policy = Policy.load(saved) if saved.exists() else _initial_sft_policy(config, dataset)
     else:
+        policy = _initial_sft_policy(config, dataset)
         run = RunFolder.create(Path(config.out), config_to_dict(config), "sft")
+    policy.to(device)
     frames, episodes = dataset.num_frames, len(dataset.episodes)
     console.print(
         f"SFT on {config.dataset}: {episodes} episodes, {frames} frames; "
         f"{policy.parameter_count / 1e6:.2f} M parameters on {device}"
     )
-    with (
-        MetricsWriter(run.path, wandb=config.wandb, resume=resume) as metrics,
-        progress_bar("sft", config.steps) as (bar, task),
-    ):
-        trainer = SftTrainer(
-            config,
-            policy,
-            dataset,
-            run.path,
-            metrics,
-            on_step=lambda step, loss: bar.update(task, completed=step, note=f"loss {loss:.4f}"),
-        )
-        if resume:
-            trainer.resume()
+    with ExitStack() as stack:
+        with undone_on_error(run, resume=resume):
+            metrics = stack.enter_context(MetricsWriter(run.path, wandb=config.wandb, resume=resume))
+            bar, task = stack.enter_context(progress_bar("sft", config.steps))
+            trainer = SftTrainer(
+                config,
+                policy,
+                dataset,
+                run.path,
+                metrics,
+                on_step=lambda step, loss: bar.update(task, completed=step, note=f"loss {loss:.4f}"),
+            )
+            if resume:
+                trainer.resume()
         metrics.resume_at("sft/step", trainer.state.step)
         state = trainer.run()
         trainer.finish()
-    best = "" if state.best is None else f"; best validation loss {state.best:.4f} at step {state.best_step}"
-    console.print(f"Policy: {run.path / 'policy'}{best} ({run.path / 'checkpoints' / 'best'})")
+    console.print(f"Policy: {run.path / 'policy'}")
+    if state.best is not None:
+        console.print(
+            f"Best validation loss {state.best:.4f} at step {state.best_step}: {run.best_checkpoint / 'policy'}"
+        )
     console.print(f"Next: z1 eval --policy {run.path} --task TASK --out {run.path / 'evaluation.json'}")
     return run.path
 
@@ -262,6 +249,8 @@ def _initial_sft_policy(config: SftConfig, dataset: LeRobotDataset) -> Policy:
             if have != want:
                 raise DatasetError(f"{config.dataset} has {have} {what} dims; the policy was made for {want}")
         return policy
+    if not dataset.cameras:
+        raise DatasetError(f"{config.dataset} has no camera; a policy needs the images of at least one")
     height, width = dataset.image_size(dataset.cameras[0])
     model = PolicyConfig.tiny(image_size=max(height, width)) if config.model == "tiny" else PolicyConfig.pi05()
     processor = ProcessorConfig.of_dataset(
@@ -280,13 +269,12 @@ def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
         The run folder.
     """
     device = pick_device(config.device)
-    policy = Policy.load(policy_folder(config.policy)).to(device)
+    source = policy_folder(config.policy) if not resume else _saved_policy(config)
+    policy = Policy.load(source).to(device)
+    check_chunk_length(policy, config.acting)
     with open_pool(policy, config.task, config.sim) as pool:
         if resume:
             run = RunFolder.open(Path(config.out))
-            check_resume(
-                run.config, config, run.path, may_change=("iterations", "env_step_budget", "time_budget_s", "device")
-            )
             run.update_config(config_to_dict(config))
         else:
             run = RunFolder.create(
@@ -298,13 +286,13 @@ def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
             f"{config.rollout.groups} groups of {config.rollout.group_size}, "
             f"{config.sim.hosts} simulator processes, {device}"
         )
-        with (
-            MetricsWriter(run.path, wandb=config.wandb, resume=resume) as metrics,
-            progress_bar("rl", config.iterations) as (bar, task),
-        ):
-            trainer = Trainer(config, policy, pool, run.path, metrics, on_progress=lambda p: _show(bar, task, p))
-            if resume:
-                trainer.resume()
+        with ExitStack() as stack:
+            with undone_on_error(run, resume=resume):
+                metrics = stack.enter_context(MetricsWriter(run.path, wandb=config.wandb, resume=resume))
+                bar, task = stack.enter_context(progress_bar("rl", config.iterations))
+                trainer = Trainer(config, policy, pool, run.path, metrics, on_progress=lambda p: _show(bar, task, p))
+                if resume:
+                    trainer.resume()
             metrics.resume_at("iteration", trainer.state.step)
             bar.update(task, completed=trainer.state.step)
             state = trainer.run()
@@ -317,6 +305,19 @@ def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
         f"--out {run.path / 'evaluation.json'}; z1 report {run.path}"
     )
     return run.path
+
+
+def _saved_policy(config: RlConfig) -> Path:
+    """The policy folder with which a run continues: its last checkpoint's, or the one it started from.
+
+    Raises:
+        ConfigError: The run was started with other settings.
+        RunFolderError: There is no such run.
+    """
+    run = RunFolder.open(Path(config.out))
+    check_resume(run.config, config, run.path, may_change=RL_MAY_CHANGE)
+    saved = run.last_checkpoint / "policy"
+    return saved if saved.exists() else policy_folder(config.policy)
 
 
 def _show(bar: Progress, task: TaskID, progress: TrainerProgress) -> None:
@@ -344,11 +345,14 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
         The evaluation, schema ``z1.evaluation/1``.
     """
     out = Path(config.out)
-    if out.exists() and not config.overwrite:
-        raise RunFolderError(f"{out} exists already; choose another --out, or pass --overwrite")
+    _check_output(out, overwrite=config.overwrite)
     device = pick_device(config.device)
+    for task in config.task:
+        simulator_of(task)
     folders = [policy_folder(path) for path in config.policy]
     policies = [Policy.load(folder).to(device) for folder in folders]
+    for policy in policies:
+        check_chunk_length(policy, config.acting)
     episodes: list[dict[str, Any]] = []
     protocol: dict[str, Any] = {}
     for task in config.task:
@@ -370,6 +374,24 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
     console.print(evaluation_table(evaluation))
     console.print(f"Written: {out}")
     return evaluation
+
+
+def _check_output(out: Path, *, overwrite: bool) -> None:
+    """Refuses an output file that could not be written, before anything is computed.
+
+    Raises:
+        RunFolderError: It exists already, is a folder, or its folder cannot be made.
+    """
+    if out.is_dir():
+        raise RunFolderError(f"{out} is a folder; --out names the JSON file to write")
+    if out.exists() and not overwrite:
+        raise RunFolderError(f"{out} exists already; choose another --out, or pass --overwrite")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {out}: {error.strerror}; choose another --out") from error
+    if not os.access(out.parent, os.W_OK):
+        raise RunFolderError(f"cannot write {out}: {out.parent} is not writable; choose another --out")
 
 
 def policy_names(paths: Sequence[str]) -> list[str]:
@@ -454,15 +476,3 @@ def _protocol(config: EvalConfig, info: SimInfo) -> dict[str, Any]:
         "denoising": "ODE",
         **simulator_record(info),
     }
-
-
-def stored_config(path: Path, cls: type, kind: str) -> Any:
-    """The config of a run folder, for ``--resume``.
-
-    Raises:
-        RunFolderError: The folder is no run of this kind.
-    """
-    data = read_json(path / "config.json", RunFolderError)
-    if data.get("kind") != kind:
-        raise RunFolderError(f"{path} is a run of z1 {data.get('kind')}; expected one of z1 {kind}")
-    return config_from_dict(cls, data["config"], source=path / "config.json")

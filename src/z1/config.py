@@ -74,6 +74,8 @@ class RolloutConfig:
     """Largest mean return of a group that is trained on."""
     reward_decay: float = 1.0
     """Factor per chunk on the reward of a success; 1: when the success comes does not matter."""
+    all_success_advantage: float = 0.0
+    """Advantage of every member of a group in which all succeeded, if ``filter_high`` keeps it. 0 in the paper."""
     max_env_steps: int = 40_000
     """Env steps of one iteration after which dropped groups are no longer replaced."""
     live_members: int = 96
@@ -89,6 +91,9 @@ class RolloutConfig:
             "rollout.filter_low and filter_high",
             (self.filter_low, self.filter_high),
             "ordered and within [0, 1]",
+        )
+        require(
+            self.all_success_advantage >= 0, "rollout.all_success_advantage", self.all_success_advantage, "at least 0"
         )
         require(self.max_env_steps >= 1, "rollout.max_env_steps", self.max_env_steps, "at least 1")
         require(

@@ -8,16 +8,17 @@ with a recipe; an interrupted demo continues where it was with ``--resume``.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from z1.commands import console, record_videos, run_demos, run_eval, run_rl, run_sft
 from z1.config import EvalConfig, require
-from z1.errors import RunFolderError
+from z1.errors import ConfigError, RunFolderError
 from z1.eval.report import write_report
 from z1.files import read_json, write_json
-from z1.recipes import DEMO_TASK, demo_demonstrations, demo_evaluation, demo_rl, demo_sft
+from z1.recipes import DEMO_HORIZON, DEMO_TASK, demo_demonstrations, demo_evaluation, demo_rl, demo_sft
+from z1.sims.suites import simulator_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class DemoRunConfig:
     """Folder to create."""
     task: str = DEMO_TASK
     """Task id; the settings were chosen for the default task."""
+    horizon: int = DEMO_HORIZON
+    """Env steps of an episode; the default suits the default task. 0: the simulator's own."""
     seed: int = 0
     """Seed of every stage."""
     hosts: int = 2
@@ -49,11 +52,15 @@ def run_demo(config: DemoRunConfig) -> dict[str, Any]:
         The evaluation, schema ``z1.evaluation/1``.
 
     Raises:
+        UnknownNameError: No such task.
         RunFolderError: The folder exists and ``resume`` is not set.
+        ConfigError: The demo to resume was started with other settings.
     """
     out = Path(config.out)
     if out.exists() and not config.resume:
         raise RunFolderError(f"{out} exists already; choose another --out, or pass --resume to continue it")
+    simulator_of(config.task)
+    _check_settings(config, out / "demo.json")
     seconds: dict[str, float] = (
         read_json(out / "seconds.json", RunFolderError) if (out / "seconds.json").exists() else {}
     )
@@ -75,19 +82,44 @@ def run_demo(config: DemoRunConfig) -> dict[str, Any]:
     return _finish(config, out, seconds)
 
 
+def _check_settings(config: DemoRunConfig, path: Path) -> None:
+    """Writes down the settings of a new demo; refuses to continue one under others.
+
+    Raises:
+        ConfigError: Names the settings that differ.
+    """
+    now = {name: value for name, value in asdict(config).items() if name not in ("out", "hosts", "resume")}
+    if not path.exists():
+        write_json(path, now)
+        return
+    stored = read_json(path, RunFolderError)
+    differing = [
+        f"{name} was {stored.get(name)!r}, is {value!r}" for name, value in now.items() if stored.get(name) != value
+    ]
+    if differing:
+        raise ConfigError(
+            f"cannot resume {path.parent} with other settings: {'; '.join(differing)}. "
+            "Pass the ones it was started with, or choose another --out."
+        )
+
+
 def _record(config: DemoRunConfig, out: Path) -> None:
+    if (out / "demonstrations").exists():  # it appears complete or not at all
+        return
     settings = demo_demonstrations(config.task, str(out / "demonstrations"), seed=config.seed, hosts=config.hosts)
     run_demos(settings)
 
 
 def _sft(config: DemoRunConfig, out: Path) -> None:
     settings = demo_sft(str(out / "demonstrations"), str(out / "sft"), seed=config.seed)
-    run_sft(settings, resume=(out / "sft" / "checkpoints" / "last").exists())
+    run_sft(settings, resume=(out / "sft" / "config.json").exists())
 
 
 def _rl(config: DemoRunConfig, out: Path) -> None:
-    settings = demo_rl(str(out / "sft"), config.task, str(out / "rl"), seed=config.seed, hosts=config.hosts)
-    run_rl(settings, resume=(out / "rl" / "checkpoints" / "last").exists())
+    settings = demo_rl(
+        str(out / "sft"), config.task, str(out / "rl"), seed=config.seed, hosts=config.hosts, horizon=config.horizon
+    )
+    run_rl(settings, resume=(out / "rl" / "config.json").exists())
 
 
 def _evaluation_config(config: DemoRunConfig, out: Path) -> EvalConfig:
@@ -97,6 +129,7 @@ def _evaluation_config(config: DemoRunConfig, out: Path) -> EvalConfig:
         str(out / "rl" / "evaluation.json"),
         episodes=config.test_episodes,
         hosts=config.hosts,
+        horizon=config.horizon,
     )
 
 
@@ -128,7 +161,7 @@ def _finish(config: DemoRunConfig, out: Path, seconds: dict[str, float]) -> dict
     console.print(f"Report: {report}")
     console.print(
         "Try next:\n"
-        f"  z1 demo --task metaworld/drawer-open --out runs/drawer     another task (z1 tasks lists them)\n"
+        f"  z1 demo --task metaworld/drawer-open --horizon 150 --out runs/drawer     another task (z1 tasks)\n"
         f"  z1 rl --policy {out / 'sft'} --task {config.task} --recipe tiny --out runs/grpo     the paper's GRPO\n"
         f"  z1 eval --policy {out / 'sft'} --policy {out / 'rl'} --task {config.task} "
         "--episodes 300 --out runs/more.json"

@@ -54,9 +54,17 @@ def rl_tiny(policy: str, task: str, out: str) -> RlConfig:
 
 
 def rl_tiny_awfm(policy: str, task: str, out: str) -> RlConfig:
-    """As ``tiny``, with advantage-weighted flow matching instead of GRPO."""
+    """As ``tiny``, with advantage-weighted flow matching instead of GRPO.
+
+    Groups in which all succeeded are kept, with a small advantage: an objective that never sees what the policy can do
+    already forgets it.
+    """
     base = rl_tiny(policy, task, out)
-    return replace(base, update=UpdateConfig(objective="awfm", learning_rate=3e-4, epochs=10))
+    return replace(
+        base,
+        rollout=RolloutConfig(groups=8, filter_high=1.0, all_success_advantage=0.5),
+        update=UpdateConfig(objective="awfm", learning_rate=3e-4, epochs=4, awfm_draws=1),
+    )
 
 
 def rl_paper(policy: str, task: str, out: str) -> RlConfig:
@@ -98,28 +106,30 @@ DEMO_HORIZON = 120
 
 def demo_demonstrations(task: str, out: str, *, seed: int, hosts: int) -> DemoConfig:
     """Few demonstrations, so that there is something left to learn."""
-    return DemoConfig(task=(task,), episodes=25, out=out, seed=seed, hosts=hosts)
+    return DemoConfig(task=(task,), episodes=20, out=out, seed=seed, hosts=hosts)
 
 
 def demo_sft(dataset: str, out: str, *, seed: int) -> SftConfig:
     """A short training of a new tiny policy."""
-    return replace(sft_tiny(dataset, out), steps=450, seed=seed, validate_every=150)
+    return replace(sft_tiny(dataset, out), steps=300, seed=seed, validate_every=100)
 
 
-def demo_rl(policy: str, task: str, out: str, *, seed: int, hosts: int) -> RlConfig:
+def demo_rl(policy: str, task: str, out: str, *, seed: int, hosts: int, horizon: int) -> RlConfig:
     """The objective that learned faster (measured, see benchmarks/), in a fixed number of env steps."""
     base = rl_tiny_awfm(policy, task, out)
     return replace(
         base,
         seed=seed,
         iterations=100,
-        env_step_budget=150_000,
-        sim=SimConfig(hosts=hosts, horizon=DEMO_HORIZON),
+        env_step_budget=100_000,
+        sim=SimConfig(hosts=hosts, horizon=horizon),
         validation=ValidationConfig(every=5, episodes=50),
     )
 
 
-def demo_evaluation(policies: tuple[str, ...], task: str, out: str, *, episodes: int, hosts: int) -> EvalConfig:
+def demo_evaluation(
+    policies: tuple[str, ...], task: str, out: str, *, episodes: int, hosts: int, horizon: int
+) -> EvalConfig:
     """Both policies on the same test scenes."""
     return EvalConfig(
         policy=policies,
@@ -127,7 +137,7 @@ def demo_evaluation(policies: tuple[str, ...], task: str, out: str, *, episodes:
         out=out,
         episodes=episodes,
         overwrite=True,
-        sim=SimConfig(hosts=hosts, horizon=DEMO_HORIZON),
+        sim=SimConfig(hosts=hosts, horizon=horizon),
     )
 
 

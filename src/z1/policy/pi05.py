@@ -45,12 +45,12 @@ class ModelInput:
         return len(self.tokens)
 
     def rows(self, index: Tensor) -> ModelInput:
-        """Some rows, by integer index."""
+        """Some rows, by int64 index."""
         return ModelInput(
-            images=self.images[index],
-            image_mask=self.image_mask[index],
-            tokens=self.tokens[index],
-            token_mask=self.token_mask[index],
+            images=self.images.index_select(0, index),
+            image_mask=self.image_mask.index_select(0, index),
+            tokens=self.tokens.index_select(0, index),
+            token_mask=self.token_mask.index_select(0, index),
         )
 
     @staticmethod
@@ -94,8 +94,13 @@ class PrefixCache:
         return len(self.keys)
 
     def rows(self, index: Tensor) -> PrefixCache:
-        """Some rows, by integer index; a row may be taken several times."""
-        return PrefixCache(keys=self.keys[index], values=self.values[index], mask=self.mask[index], full=self.full)
+        """Some rows, by int64 index; a row may be taken several times, and gets the sum of their gradients."""
+        return PrefixCache(
+            keys=self.keys.index_select(0, index),
+            values=self.values.index_select(0, index),
+            mask=self.mask.index_select(0, index),
+            full=self.full,
+        )
 
     @staticmethod
     def concat(parts: Sequence[PrefixCache]) -> PrefixCache:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
@@ -53,6 +54,20 @@ class _LiveGroup:
     live: list[int] = field(default_factory=list)
 
 
+def check_chunk_length(policy: Policy, acting: ActingConfig) -> None:
+    """Refuses chunks that are longer than what the policy predicts.
+
+    Raises:
+        ConfigError: C is larger than H.
+    """
+    horizon = policy.config.horizon
+    if acting.chunk_length > horizon:
+        raise ConfigError(
+            f"acting.chunk_length is {acting.chunk_length}, but the policy predicts {horizon} env steps; "
+            f"choose at most {horizon}"
+        )
+
+
 class Collector:
     """Collects groups with one policy on one pool.
 
@@ -73,12 +88,7 @@ class Collector:
         live_members: int,
         on_tick: Callable[[int, int], None] | None = None,
     ) -> None:
-        horizon = policy.config.horizon
-        if acting.chunk_length > horizon:
-            raise ConfigError(
-                f"acting.chunk_length is {acting.chunk_length}, but the policy predicts {horizon} env steps; "
-                f"choose at most {horizon}"
-            )
+        check_chunk_length(policy, acting)
         self._pool = pool
         self._policy = policy
         self._acting = acting
@@ -128,7 +138,7 @@ class Collector:
             room = min(wanted, capacity - len(live))
             if max_env_steps is not None and cost.env_steps >= max_env_steps:
                 room = 0
-            fresh = [scene for scene, _ in zip(scenes, range(max(room, 0)), strict=False)]
+            fresh = list(islice(scenes, max(room, 0)))
             live += self._start(fresh, group_size, started)
             started += len(fresh)
             if not live:

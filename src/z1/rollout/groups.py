@@ -253,8 +253,9 @@ def build_training_batch(
     def gather(take) -> Tensor:
         return torch.cat([take(ticks[t])[rows] for t, rows in used])[inverse]
 
-    executed = gather(lambda tick: tick.executed)
-    advantage = torch.tensor(chunk_advantage, dtype=torch.float32)
+    device = ticks[0].sample.x_t.device
+    executed = gather(lambda tick: tick.executed).to(device)
+    advantage = torch.tensor(chunk_advantage, dtype=torch.float32, device=device)
     keeps_prefix = ticks[used[0][0]].prefix is not None
     return TrainingBatch(
         prefix=PrefixCache.concat([ticks[t].prefix.rows(rows) for t, rows in used]).rows(inverse)
@@ -268,8 +269,8 @@ def build_training_batch(
         sde_index=gather(lambda tick: tick.sample.sde_index),
         recorded_log_prob=gather(lambda tick: tick.sample.log_prob),
         actions=gather(lambda tick: tick.executed_actions),
-        executed_mask=torch.arange(chunk_length)[None, :] < executed[:, None],
+        executed_mask=torch.arange(chunk_length, device=device)[None, :] < executed[:, None],
         positive=advantage.clamp(min=0.0),
         negative=advantage.clamp(max=0.0),
-        members=torch.ones(len(where)),
+        members=torch.ones(len(where), device=device),
     )

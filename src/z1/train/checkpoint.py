@@ -81,8 +81,9 @@ def load_checkpoint(
         CheckpointError: The checkpoint is missing, damaged, or of another shape.
     """
     data = read_json(path / "state.json", CheckpointError)
-    if data.get("format") != FORMAT:
-        raise CheckpointError(f"{path / 'state.json'} has format {data.get('format')!r}; expected {FORMAT!r}")
+    found = data.get("format") if isinstance(data, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{path / 'state.json'} has format {found!r}; expected {FORMAT!r}")
     policy.load_weights(path / "policy")
     try:
         tensors = load_file(path / "optimizer.safetensors")
@@ -91,11 +92,14 @@ def load_checkpoint(
         raise CheckpointError(f"optimizer state in {path} cannot be read: {error}; use an older checkpoint") from error
     try:
         optimizer.load_state_dict(_unflatten(tensors, data["optimizer_groups"]))
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"optimizer state in {path} does not fit the policy: {error}") from error
-    state = TrainingState(
-        step=int(data["step"]), best=data["best"], best_step=int(data["best_step"]), totals=dict(data["totals"])
-    )
+    try:
+        state = TrainingState(
+            step=int(data["step"]), best=data["best"], best_step=int(data["best_step"]), totals=dict(data["totals"])
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path / 'state.json'} is incomplete: {error}; use an older checkpoint") from error
     return state, extra
 
 

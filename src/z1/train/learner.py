@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from z1.config import UpdateConfig
+from z1.errors import ConfigError
 from z1.policy.pi05 import PrefixCache
 from z1.policy.policy import Policy
 from z1.policy.trainable import parameter_groups
@@ -30,7 +32,7 @@ class UpdateStats:
         grad_norm: Mean gradient norm before clipping.
         learning_rate: Of the action expert.
         epochs_run: Update epochs begun.
-        optimizer_steps: Optimizer steps taken.
+        optimizer_steps: Optimizer steps taken; a minibatch without any gradient takes none.
         chunks: Chunks in the batch.
         gradient_chunks: Chunks that went through a backward pass, every pass counted.
         acting_log_prob_gap: See ``Objective.begin``.
@@ -117,13 +119,15 @@ class Learner:
                 result = self._backward(batch, index, ("iteration", iteration, "epoch", epoch, "minibatch", number))
                 passes.append(result)
                 gradient_chunks += len(index)
+                self._refuse_divergence(result, iteration)
                 stop = result.kl / len(index) > settings.target_kl
                 if stop:
                     self.optimizer.zero_grad(set_to_none=True)
                     break
-                self.optimizer.step()
+                if result.grad_norm > 0:  # otherwise momentum and weight decay alone would move the weights
+                    self.optimizer.step()
+                    steps += 1
                 self.optimizer.zero_grad(set_to_none=True)
-                steps += 1
             if stop:
                 break
         last_count = len(index)
@@ -150,6 +154,16 @@ class Learner:
             return [torch.arange(count)]
         order = self._seeds.rng("iteration", iteration, "epoch", epoch, "order").permutation(count)
         return list(torch.from_numpy(order).split(size))
+
+    def _refuse_divergence(self, result: _Pass, iteration: int) -> None:
+        """Raises ``ConfigError`` before a step on numbers that are not finite."""
+        if not all(map(math.isfinite, (result.loss, result.kl, result.grad_norm))):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise ConfigError(
+                f"the update of iteration {iteration} diverged: loss {result.loss:g}, approx_kl {result.kl:g}, "
+                f"gradient norm {result.grad_norm:g}; start a new run with a lower update.learning_rate "
+                f"(it is {self._update.learning_rate:g}). The last checkpoint is sound."
+            )
 
     def _prefix(self, rows: TrainingBatch) -> PrefixCache:
         """The rows' VLM prefix: the cached one of a frozen VLM, or computed with gradient."""

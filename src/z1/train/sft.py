@@ -14,13 +14,13 @@ import torch
 from z1.algo.loss import flow_matching_error
 from z1.config import SftConfig
 from z1.data.lerobot import LeRobotDataset
-from z1.errors import ConfigError
+from z1.errors import CheckpointError, ConfigError
 from z1.policy import flow
 from z1.policy.policy import Policy
 from z1.policy.trainable import parameter_groups
 from z1.seeding import Seeds
 from z1.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from z1.train.metrics import MetricsWriter
+from z1.train.metrics import MetricsWriter, completed, read_metrics
 from z1.types import Observations
 
 LAST, BEST = "checkpoints/last", "checkpoints/best"
@@ -129,16 +129,32 @@ class SftTrainer:
         return self.state
 
     def resume(self) -> None:
-        """Continues from the last checkpoint of the run folder."""
-        self.state, extra = load_checkpoint(self.folder / LAST, self.policy, self.optimizer)
+        """Continues from the last checkpoint of the run folder; from the start if the run ended before the first one.
+
+        Raises:
+            CheckpointError: The checkpoint is missing although the run has come that far, or it is damaged.
+        """
+        path = self.folder / LAST
+        if not path.exists() and not self._has_validated():
+            return
+        self.state, extra = load_checkpoint(path, self.policy, self.optimizer)
         if self._average:
-            self._average = [extra[self._names[id(p)]] for p in self._parameters]
+            try:
+                self._average = [extra[self._names[id(p)]].to(p.device) for p in self._parameters]
+            except KeyError as error:
+                raise CheckpointError(f"{path} has no averaged weights of {error}; use an older checkpoint") from None
 
     def finish(self) -> Path:
         """Saves the final weights (averaged ones when ``ema_decay`` is set) as ``policy/`` of the run folder."""
         with self._averaged_weights():
             self.policy.save(self.folder / "policy", replace=True)
         return self.folder / "policy"
+
+    def _has_validated(self) -> bool:
+        """Whether the run folder's records tell of a validation, and so of a checkpoint."""
+        path = self.folder / "metrics.jsonl"
+        first = min(self.config.validate_every, self.config.steps)
+        return path.exists() and any(completed(record) >= first for record in read_metrics(path))
 
     def _split(self) -> tuple[np.ndarray, np.ndarray]:
         """Frame numbers of the training and of the held-out episodes."""
@@ -185,12 +201,18 @@ class SftTrainer:
         loss = self._loss(observations, index, rng)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.grad_clip)
+        value, norm_value = float(loss.detach()), float(norm)
+        if not (math.isfinite(value) and math.isfinite(norm_value)):
+            raise ConfigError(
+                f"training diverged at step {step}: loss {value:g}, gradient norm {norm_value:g}; "
+                f"start a new run with a lower learning_rate (it is {self.config.learning_rate:g})"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         decay = self.config.ema_decay
         for average, parameter in zip(self._average, self._parameters, strict=False):
             average.lerp_(parameter.detach(), 1.0 - decay)
-        return float(loss.detach()), float(norm)
+        return value, norm_value
 
     def _loss(self, observations: Observations, index: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         """Mean flow-matching loss of some frames; steps beyond an episode's end do not count."""

@@ -15,6 +15,7 @@ from z1.algo.reward import completion_returns
 from z1.config import RlConfig
 from z1.eval.evaluate import EpisodeResult, evaluate_policy
 from z1.eval.stats import wilson
+from z1.files import atomic_folder
 from z1.policy.policy import Policy
 from z1.rollout.collector import Collector, Exploration
 from z1.rollout.groups import RolloutCost, RolloutGroup, Rollouts, TrainingBatch, build_training_batch
@@ -84,8 +85,8 @@ class Trainer:
     def run(self) -> TrainingState:
         """Runs to the last iteration, from the checkpoint's iteration after ``resume``."""
         began = time.perf_counter() - self.state.totals.get("time/total_s", 0.0)
-        if self.state.step == 0 and self.config.validation.every:
-            self._validate_start()
+        if self.state.step == 0 and not (self.folder / LAST).exists():
+            self._start()
         while not self._finished():
             iteration = self.state.step
             rollouts = self.collect(iteration)
@@ -94,9 +95,10 @@ class Trainer:
             self.state.step = iteration + 1
             record = self._record(iteration, rollouts, stats)
             self._count(rollouts.cost, stats)
+            self.state.totals["time/total_s"] = time.perf_counter() - began
             if self._validation_is_due():
                 record |= self.validate(iteration)
-            self.state.totals["time/total_s"] = time.perf_counter() - began
+                self.state.totals["time/total_s"] = time.perf_counter() - began
             record |= self.state.totals
             self.metrics.write(record)
             self.save()
@@ -104,9 +106,15 @@ class Trainer:
         return self.state
 
     def resume(self) -> None:
-        """Continues from the last checkpoint of the run folder."""
+        """Continues from the last checkpoint of the run folder; from the start if the run ended before the first one.
+
+        Raises:
+            CheckpointError: The checkpoint is missing although the run has records, or it is damaged.
+        """
+        if not (self.folder / LAST).exists() and not (self.folder / "metrics.jsonl").exists():
+            return
         self.state, extra = load_checkpoint(self.folder / LAST, self.policy, self.learner.optimizer)
-        self.learner.objective.load_state(extra)
+        self.learner.objective.load_state({name: t.to(self.policy.device) for name, t in extra.items()})
 
     def collect(self, iteration: int) -> Rollouts:
         """Runs an iteration's groups; groups without a signal are replaced by new scenes."""
@@ -137,7 +145,8 @@ class Trainer:
 
     def score(self, rollouts: Rollouts) -> TrainingBatch | None:
         """Returns, advantages, and the batch of chunks to train on (None when no group was kept)."""
-        advantages = [group_advantages(self._returns(g), g.success, g.valid) for g in rollouts.kept]
+        bonus = self.config.rollout.all_success_advantage
+        advantages = [group_advantages(self._returns(g), g.success, g.valid, all_success=bonus) for g in rollouts.kept]
         return build_training_batch(rollouts.kept, advantages, rollouts.ticks, self.config.acting.chunk_length)
 
     def update(self, batch: TrainingBatch | None, iteration: int) -> UpdateStats | None:
@@ -170,8 +179,8 @@ class Trainer:
         """Puts the best policy (the last one when nothing was validated) into ``policy/`` of the run folder."""
         source = self.folder / (BEST if (self.folder / BEST).exists() else LAST) / "policy"
         target = self.folder / "policy"
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, target)
+        with atomic_folder(target, replace=True) as temporary:
+            shutil.copytree(source, temporary, dirs_exist_ok=True)
         return target
 
     def _finished(self) -> bool:
@@ -184,10 +193,14 @@ class Trainer:
         every = self.config.validation.every
         return (every > 0 and self.state.step % every == 0) or self._finished()
 
-    def _validate_start(self) -> None:
-        record = {"iteration": -1, **self.validate(-1), **self.state.totals}
-        self.metrics.write(record)
-        self._on_progress(Progress(phase="iteration", iteration=-1, metrics=record))
+    def _start(self) -> None:
+        """Validates the policy to start from and writes the first checkpoint."""
+        validated = self.validate(-1) if self.config.validation.every else {}
+        self.save()
+        if validated:
+            record = {"iteration": -1, **validated, **self.state.totals}
+            self.metrics.write(record)
+            self._on_progress(Progress(phase="iteration", iteration=-1, metrics=record))
 
     def _evaluate(self, iteration: int) -> list[EpisodeResult]:
         count = self.config.validation.episodes
