@@ -46,6 +46,9 @@ from z1.types import Scene, SimInfo
 
 console = Console()
 
+TINY_PATCH = 16
+"""Patch size of a new tiny policy in pixels."""
+
 SMALL_WIDTH = 512
 """VLM width below which a policy counts as small."""
 
@@ -251,8 +254,13 @@ def _initial_sft_policy(config: SftConfig, dataset: LeRobotDataset) -> Policy:
         return policy
     if not dataset.cameras:
         raise DatasetError(f"{config.dataset} has no camera; a policy needs the images of at least one")
-    height, width = dataset.image_size(dataset.cameras[0])
-    model = PolicyConfig.tiny(image_size=max(height, width)) if config.model == "tiny" else PolicyConfig.pi05()
+    size = max(dataset.image_size(dataset.cameras[0]))
+    if config.model == "tiny" and size % TINY_PATCH:
+        raise DatasetError(
+            f"{config.dataset} has images of {size} pixels; a new tiny policy needs a multiple of {TINY_PATCH}, "
+            "record with another --image-size"
+        )
+    model = PolicyConfig.tiny(image_size=size, patch=TINY_PATCH) if config.model == "tiny" else PolicyConfig.pi05()
     processor = ProcessorConfig.of_dataset(
         cameras=dataset.cameras,
         state_stats=dataset.stats["observation.state"],
@@ -349,6 +357,8 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
     device = pick_device(config.device)
     for task in config.task:
         simulator_of(task)
+        if config.task.count(task) > 1:
+            raise ConfigError(f"task names {task} {config.task.count(task)} times; name each task once")
     folders = [policy_folder(path) for path in config.policy]
     policies = [Policy.load(folder).to(device) for folder in folders]
     for policy in policies:

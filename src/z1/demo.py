@@ -35,7 +35,7 @@ class DemoRunConfig:
     """Seed of every stage."""
     hosts: int = 2
     """Simulator processes."""
-    test_episodes: int = 150
+    test_episodes: int = 200
     """Unseen test scenes on which both policies are compared."""
     resume: bool = False
     """Continue an interrupted demo in the same folder."""

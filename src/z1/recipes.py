@@ -63,7 +63,7 @@ def rl_tiny_awfm(policy: str, task: str, out: str) -> RlConfig:
     return replace(
         base,
         rollout=RolloutConfig(groups=8, filter_high=1.0, all_success_advantage=0.5),
-        update=UpdateConfig(objective="awfm", learning_rate=3e-4, epochs=4, awfm_draws=1),
+        update=UpdateConfig(objective="awfm", learning_rate=3e-4, epochs=10),
     )
 
 
@@ -106,12 +106,12 @@ DEMO_HORIZON = 120
 
 def demo_demonstrations(task: str, out: str, *, seed: int, hosts: int) -> DemoConfig:
     """Few demonstrations, so that there is something left to learn."""
-    return DemoConfig(task=(task,), episodes=20, out=out, seed=seed, hosts=hosts)
+    return DemoConfig(task=(task,), episodes=25, out=out, seed=seed, hosts=hosts)
 
 
 def demo_sft(dataset: str, out: str, *, seed: int) -> SftConfig:
     """A short training of a new tiny policy."""
-    return replace(sft_tiny(dataset, out), steps=300, seed=seed, validate_every=100)
+    return replace(sft_tiny(dataset, out), steps=450, seed=seed, validate_every=150)
 
 
 def demo_rl(policy: str, task: str, out: str, *, seed: int, hosts: int, horizon: int) -> RlConfig:

@@ -91,8 +91,11 @@ class LeRobotWriter:
         self._replace = replace
         refuse_existing(self.path, replace)
         self.work = self.path.with_name(f".{self.path.name}.recording")
-        self.work.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.work / LOCK_NAME).open("w")
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.work / LOCK_NAME).open("w")
+        except OSError as error:
+            raise DatasetError(f"cannot write {self.path}: {error.strerror}; choose another folder") from error
         try:
             self._take_lock()
             self._open_work(dict(identity or {}), resume)
