@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ import z1 as package
 from command_line import TASK, z1
 from z1.policy.trainable import is_expert
 from z1.sims.pool import Member, SimPool
+from z1.sims.snapshot import decode_snapshot, encode_snapshot
 from z1.train.metrics import read_metrics
+from z1.train.sft import SftTrainer
 from z1.types import ChunkOutcome
 
 SMALL = {
-    "--iterations": "2",
+    "--iterations": "1",
     "--rollout.groups": "2",
     "--rollout.group-size": "4",
     "--rollout.filter-low": "0",
@@ -65,7 +68,7 @@ def assert_equal_runs(first: Path, second: Path) -> None:
 
 @pytest.fixture(scope="module")
 def straight(sft_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two iterations of expert-only GRPO on one host."""
+    """An iteration of expert-only GRPO on one host."""
     folder = tmp_path_factory.mktemp("straight") / "run"
     rl(sft_run, folder)
     return folder
@@ -89,14 +92,13 @@ def test_ratios_and_what_trains_with_cached_prefixes(straight: Path, sft_run: Pa
         assert record["update/ratio_max"] > 0
         assert record["update/optimizer_steps"] == 2
         assert 0 < record["rollout/success"] < 1, "groups with both outcomes"
-        groups = record["rollout/groups_kept"]
-        assert groups == 2
+        assert record["rollout/groups_kept"] == 2
     assert moved(straight, sft_run) == {True}
 
 
 @pytest.mark.parametrize("microbatch", ["5", "256"])
 def test_ratios_and_what_trains_with_recomputed_prefixes(microbatch: str, sft_run: Path, tmp_path: Path) -> None:
-    changes = {"update__mode": "joint", "update__microbatch": microbatch, "update__minibatch": "20", "iterations": "1"}
+    changes = {"update__mode": "joint", "update__microbatch": microbatch, "update__minibatch": "20"}
     record = rl(sft_run, tmp_path / "run", **changes)[-1]
     assert record["update/first_ratio_max"] == 0.0
     assert record["update/acting_log_prob_gap"] < 1e-3
@@ -110,14 +112,13 @@ def test_hosts_change_nothing(hosts: str, straight: Path, sft_run: Path, tmp_pat
     assert_equal_runs(straight, tmp_path / "run")
 
 
-@pytest.mark.parametrize("objective", ["grpo", "awfm"])
-def test_two_iterations_and_two_more_equal_four(objective: str, sft_run: Path, tmp_path: Path) -> None:
+def test_two_iterations_and_two_more_equal_four(sft_run: Path, tmp_path: Path) -> None:
     """Resumed with another number of hosts, which changes nothing either; and the policy it began with is gone."""
-    settings = {"update__objective": objective, "update__mode": "joint"}
+    settings = {"update__objective": "awfm", "update__mode": "joint"}
     rl(sft_run, tmp_path / "four", iterations="4", **settings)
     start = tmp_path / "start"
     start.symlink_to(sft_run)
-    rl(start, tmp_path / "two", **settings)
+    rl(start, tmp_path / "two", iterations="2", **settings)
     start.unlink()
     arguments = ["--resume", "--out", tmp_path / "two", "--iterations", "4", "--sim.hosts", "2"]
     assert z1("rl", *arguments) == 0
@@ -141,9 +142,7 @@ def test_a_host_killed_in_mid_rollout_is_replaced(
 
     monkeypatch.setattr(SimPool, "step_chunk", step_chunk)
     records = rl(sft_run, tmp_path / "run", sim__hosts="2", validation__every="0", rollout__groups="3")
-    lost = [record["rollout/invalid_members"] for record in records]
-    assert lost[0] >= 4, "at least the group on that host"
-    assert lost[1] == 0
+    assert records[0]["rollout/invalid_members"] >= 4, "at least the group on that host"
     assert records[0]["rollout/groups_kept"] == 3, "the lost group was replaced"
     assert records[0]["rollout/groups_dropped"] >= 1
     assert records[0]["update/optimizer_steps"] == 2
@@ -152,10 +151,6 @@ def test_a_host_killed_in_mid_rollout_is_replaced(
 
 def test_physics_that_breaks_down_is_counted(sft_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One member's state turns into NaN; the others of its group go on."""
-    from dataclasses import replace
-
-    from z1.sims.snapshot import decode_snapshot, encode_snapshot
-
     original, calls = SimPool.step_chunk, [0]
 
     def step_chunk(self: SimPool, members: list[Member], actions: np.ndarray) -> ChunkOutcome:
@@ -173,7 +168,7 @@ def test_physics_that_breaks_down_is_counted(sft_run: Path, tmp_path: Path, monk
         return original(self, members, actions)
 
     monkeypatch.setattr(SimPool, "step_chunk", step_chunk)
-    records = rl(sft_run, tmp_path / "run", validation__every="0", iterations="1")
+    records = rl(sft_run, tmp_path / "run", validation__every="0")
     assert records[0]["rollout/invalid_members"] == 1
     assert records[0]["rollout/episodes"] == 7
     assert records[0]["rollout/groups_kept"] == 2
@@ -212,8 +207,6 @@ def test_an_interrupted_run_can_be_continued(sft_run: Path, tmp_path: Path) -> N
 def test_sft_resumes_as_a_command(
     demonstrations: Path, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from z1.train.sft import SftTrainer
-
     common = ["--dataset", demonstrations, "--policy", untrained, "--steps", "12", "--batch-size", "4"]
     common += ["--validate-every", "4", "--validation-fraction", "0.34", "--ema-decay", "0.9", "--image-shift", "2"]
     assert z1("sft", *common, "--out", tmp_path / "straight") == 0

@@ -90,23 +90,22 @@ def test_eval_of_one_policy(improved: Path, tmp_path: Path) -> None:
     assert [episode["seed"] for episode in evaluation["episodes"]] == [2_000_000_000 + index for index in range(4)]
 
 
-def evaluated(out: Path, *arguments: str | Path) -> dict[str, Any]:
-    common = ["--task", TASK, "--episodes", "5", "--out", out, "--sim.horizon", "40"]
+def evaluated(out: Path, *arguments: str | Path, episodes: int = 5, horizon: int = 40) -> dict[str, Any]:
+    common = ["--task", TASK, "--episodes", str(episodes), "--out", out, "--sim.horizon", str(horizon)]
     assert z1("eval", *arguments, *common) == 0
     return json.loads(out.read_text())
 
 
 def test_eval_of_several_policies_and_tasks(sft_run: Path, untrained: Path, tmp_path: Path) -> None:
-    evaluation = evaluated(
-        tmp_path / "E.json", "--policy", untrained, "--policy", sft_run, "--task", "metaworld/reach", "--sim.hosts", "1"
-    )
+    arguments = ["--policy", untrained, "--policy", sft_run, "--task", "metaworld/reach", "--sim.hosts", "1"]
+    evaluation = evaluated(tmp_path / "E.json", *arguments, episodes=2, horizon=16)
     assert [policy["name"] for policy in evaluation["policies"]] == ["policy", "run"]
-    assert len(evaluation["episodes"]) == 2 * 2 * 5
+    assert len(evaluation["episodes"]) == 2 * 2 * 2
     keys = {(episode["policy"], episode["task"], episode["seed"]) for episode in evaluation["episodes"]}
-    assert len(keys) == 20
+    assert len(keys) == 8
     rows = evaluation["summary"]["per_task"]
     assert {(row["policy"], row["task"], row["episodes"]) for row in rows} == {
-        (policy, task, 5) for policy in (0, 1) for task in (TASK, "metaworld/reach")
+        (policy, task, 2) for policy in (0, 1) for task in (TASK, "metaworld/reach")
     }
     pairs = evaluation["summary"]["paired"]
     assert {pair["task"] for pair in pairs} == {TASK, "metaworld/reach", "all"}

@@ -373,3 +373,23 @@ def test_calls_without_members_and_after_close() -> None:
     with pytest.raises(SimulatorError, match="this SimPool is closed"):
         pool.start([scene("push")])
     pool.close()
+
+
+def test_members_move_to_an_idle_host_and_nothing_changes() -> None:
+    actions = np.random.default_rng(0).uniform(-1, 1, (4, 16, 4, 4))
+
+    def play(hosts: int) -> tuple[list[ChunkOutcome], list[int]]:
+        with SimPool(SimSpec(simulator="metaworld", image_size=16), hosts) as pool:
+            scenes = [Scene.of_split("metaworld/lever-pull", "train", i) for i in range(2)]
+            members = [member for group in pool.start(scenes, 8) for member in group]
+            outcomes = [pool.step_chunk(members, actions[0])]
+            outcomes += [pool.step_chunk(members[:8], actions[k, :8]) for k in range(1, 4)]
+            return outcomes, [pool.host_of(member) for member in members[:8]]
+
+    alone, _ = play(1)
+    together, hosts = play(2)
+    assert sorted(hosts) == [0] * 4 + [1] * 4
+    for first, second in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(first.observations.images, second.observations.images)
+        np.testing.assert_array_equal(first.observations.state, second.observations.state)
+        np.testing.assert_array_equal(first.executed, second.executed)

@@ -286,6 +286,7 @@ class SimPool:
         """
         records = self._look_up(members)
         actions = self._check_chunk(records, actions)
+        self._balance(records)
         rows = self._by_host(records)
         requests = {
             host: Request(
@@ -324,6 +325,45 @@ class SimPool:
             invalid=np.array([bool(record.lost) for record in records], np.bool_),
             observations=self._observations(records, images, state),
         )
+
+    def _balance(self, records: Sequence[_Record]) -> None:
+        """Moves members from the host with the most to do to the one with the least, while they differ by two or more.
+
+        A member moves only to a host that has its task compiled. Snapshots are exact, so moving changes time alone.
+        """
+        shares: list[list[_Record]] = [[] for _ in range(len(self._hosts))]
+        for record in records:
+            if not record.lost:
+                shares[record.host].append(record)
+        while True:
+            busy = max(range(len(shares)), key=lambda h: len(shares[h]))
+            idle = min(range(len(shares)), key=lambda h: len(shares[h]))
+            if len(shares[busy]) - len(shares[idle]) < 2:
+                return
+            record = shares[busy].pop()
+            if name_of(record.member.scene.task) not in self._tasks[idle] or not self._move(record, idle):
+                return
+            shares[idle].append(record)
+
+    def _move(self, record: _Record, host: int) -> bool:
+        """Moves a member to another host; False when a host was lost meanwhile."""
+        member, source = record.member, record.host
+        taken = self._ask({source: Request("snapshot", {"member": member.id})})
+        if not taken:
+            return False
+        body = {
+            "member": member.id,
+            "task": name_of(member.scene.task),
+            "seed": member.scene.seed,
+            "cameras": (),
+            "size": self.info.image_size,
+        }
+        data = {"snapshot": taken[source].arrays["snapshot"]}
+        size = self.info.image_size
+        if not self._ask({host: Request("restore", body, data, (1, 0, size, size, 3))}):
+            return False
+        record.host = host
+        return bool(self._ask({source: Request("release", {"members": [member.id]})}))
 
     def _check_chunk(self, records: Sequence[_Record], actions: np.ndarray) -> np.ndarray:
         """The actions as float32, if they can be executed."""
