@@ -125,7 +125,7 @@ class UpdateConfig:
     minibatch: int = 0
     """Chunks per optimizer step; 0: all chunks of the iteration."""
     microbatch: int = 256
-    """Chunks per forward and backward pass; changes memory, not the result."""
+    """Chunks per forward and backward pass; limits memory. AWFM draws its noise per microbatch, so there it is part of a run."""
     grad_clip: float = 1.0
     """Largest global gradient norm."""
     clip_range_low: float = 0.2
@@ -256,7 +256,7 @@ class SftConfig:
     validation_fraction: float = 0.1
     """Part of the episodes that is held out for the validation loss."""
     validate_every: int = 100
-    """Steps between two validations; the best policy is chosen by them."""
+    """Steps between two validations; ``checkpoints/best`` is chosen by them, ``policy`` holds the last weights."""
     seed: int = 0
     """Run seed."""
     device: str = "auto"
