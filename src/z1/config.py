@@ -125,7 +125,7 @@ class UpdateConfig:
     minibatch: int = 0
     """Chunks per optimizer step; 0: all chunks of the iteration."""
     microbatch: int = 256
-    """Chunks per forward and backward pass; limits memory. AWFM draws noise per microbatch: there it changes numbers."""
+    """Chunks per forward and backward pass; limits memory. AWFM draws noise per microbatch: there numbers change."""
     grad_clip: float = 1.0
     """Largest global gradient norm."""
     clip_range_low: float = 0.2
