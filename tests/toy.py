@@ -7,7 +7,7 @@ has gone ``REACH`` to that side.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -43,9 +43,17 @@ Outcome = Callable[[Scene, int], bool]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToyMember:
-    """A handle."""
+    """A handle.
+
+    Attributes:
+        scene: Its scene.
+        group: Number of the group that it was started with or forked from.
+        number: Its number in that group, in the order of starting and forking; 0 is the one that leads from the start.
+        id: Unique within the pool.
+    """
 
     scene: Scene
+    group: int
     number: int
     id: int
 
@@ -60,11 +68,20 @@ class ToyPool:
     """Stands in for SimPool.
 
     Args:
-        outcome: Decides success at the horizon by scene and member; None: the point has to arrive.
-        lost: (scene seed, member) pairs that are lost in their second chunk.
+        outcome: Decides success at the horizon by scene and the handle's number; None: the point has to arrive.
+        lost: Decides by the same which handles are lost in their second chunk, or in the first one after their fork.
+        success_at: Env steps after which a handle succeeds, by the same; 0: never.
+        horizon: Env steps of an episode.
     """
 
-    def __init__(self, *, outcome: Outcome | None = None, lost: Callable[[Scene, int], bool] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        outcome: Outcome | None = None,
+        lost: Callable[[Scene, int], bool] | None = None,
+        success_at: Callable[[Scene, int], int] | None = None,
+        horizon: int = HORIZON,
+    ) -> None:
         self.info = SimInfo(
             simulator="toy",
             version="1",
@@ -80,26 +97,40 @@ class ToyPool:
             state_names=("x", "y"),
             control_hz=10.0,
         )
+        self.horizon = horizon
         self.counters = SimCounters()
         self.started: list[Scene] = []
+        self.forked: list[list[int]] = []
         self.released = 0
         self.batches: list[int] = []
-        self._outcome, self._lost = outcome, lost
+        self._outcome, self._lost, self._success_at = outcome, lost, success_at
         self._states: dict[int, _State] = {}
         self._next = 0
+        self._sizes: list[int] = []
 
     def start(self, scenes: Sequence[Scene], members: int = 1) -> list[list[ToyMember]]:
         """Members at the middle."""
         groups = []
         for scene in scenes:
             self.started.append(scene)
-            group = []
-            for number in range(members):
-                self._states[self._next] = _State()
-                group.append(ToyMember(scene=scene, number=number, id=self._next))
-                self._next += 1
-            groups.append(group)
+            self._sizes.append(0)
+            groups.append([self._member(scene, len(self._sizes) - 1, _State()) for _ in range(members)])
         return groups
+
+    def fork(self, members: Sequence[ToyMember], copies: Sequence[int]) -> list[list[ToyMember]]:
+        """Members where others are, with numbers of their own."""
+        self.forked.append(list(copies))
+        return [
+            [self._member(member.scene, member.group, replace(self._states[member.id])) for _ in range(count)]
+            for member, count in zip(members, copies, strict=True)
+        ]
+
+    def _member(self, scene: Scene, group: int, state: _State) -> ToyMember:
+        member = ToyMember(scene=scene, group=group, number=self._sizes[group], id=self._next)
+        self._states[member.id] = state
+        self._sizes[group] += 1
+        self._next += 1
+        return member
 
     def observe(self, members: Sequence[ToyMember]) -> Observations:
         """What the policy sees."""
@@ -133,13 +164,16 @@ class ToyPool:
         for number, action in enumerate(actions, start=1):
             state.position = state.position + SPEED * np.clip(action, -1, 1)
             state.steps += 1
-            if self._outcome is None:
+            if self._success_at is not None:
+                if state.steps == self._success_at(member.scene, member.number):
+                    return number, True, False, False
+            elif self._outcome is None:
                 if state.position @ side_of(member.scene) >= REACH:
                     return number, True, False, False
-            elif state.steps == HORIZON:
+            elif state.steps == self.horizon:
                 good = self._outcome(member.scene, member.number)
                 return number, good, not good, False
-            if state.steps == HORIZON:
+            if state.steps == self.horizon:
                 return number, False, True, False
         return len(actions), False, False, False
 

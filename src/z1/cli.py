@@ -200,6 +200,14 @@ def evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def ablate(arguments: list[str]) -> int:
+    """Compare named variants on the same tasks, seeds and budgets of env steps."""
+    from z1.ablate.command import AblateConfig, run_ablate
+    from z1.ablate.explain import study_help
+
+    return run_ablate(parse(AblateConfig, "ablate", arguments, also=study_help()))
+
+
 def report(arguments: list[str]) -> int:
     """Make one HTML file of a run folder."""
     from z1.eval.report import write_report
@@ -285,6 +293,7 @@ COMMANDS: dict[str, Command] = {
         "sft": sft,
         "rl": rl,
         "eval": evaluate,
+        "ablate": ablate,
         "report": report,
         "tasks": tasks,
         "check-sim": check_sim,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from z1.errors import ConfigError, UnknownNameError
 
 TrainingMode = Literal["expert", "joint", "joint_frozen_vision"]
-ObjectiveName = Literal["grpo", "awfm"]
+ObjectiveName = Literal["grpo", "awfm", "filtered_bc"]
 
 
 def require(condition: bool, setting: str, value: object, allowed: str) -> None:
@@ -64,16 +64,40 @@ class RolloutConfig:
     """N, groups to train on per iteration. Groups outside the filter are replaced by new scenes."""
     group_size: int = 8
     """G, rollouts of the same scene."""
+    plan: Literal["flat", "shared_prefix", "tree"] = "flat"
+    """Where members part: ``flat`` at once, ``shared_prefix`` after P chunks, ``tree`` in twos at
+    floor(P / 2^(k - l)) chunks, l = 1..k, for groups of 2^k. What members share is executed once.
+    """
+    prefix: int = 0
+    """P, chunks until the last branch point; the largest one under a schedule."""
+    prefix_schedule: Literal["fixed", "linear", "adaptive"] = "fixed"
+    """``fixed``; ``linear``: P falls to 0 over the run; ``adaptive``: P follows the chunk at which recent successful
+    and failed rollouts part.
+    """
     noise_level: float = 0.5
-    """a, scale of the stochastic denoise step. 0 would leave GRPO without a likelihood."""
+    """a, scale of the stochastic denoise steps. 0 would leave GRPO without a likelihood."""
+    initial_noise: Literal["member", "group"] = "member"
+    """Who draws the noise that a chunk's denoising starts from: each member its own, or all members of a group the
+    same, so that what tells them apart is only what the likelihood sees.
+    """
+    stochastic_steps: int = 1
+    """M, how many denoise steps of a chunk are stochastic. 1 in the paper; each more costs GRPO a pass per update."""
     exclude_last_step: bool = True
-    """Whether the last denoise step is never the stochastic one (its standard deviation is tiny)."""
+    """Whether the last denoise step is never stochastic (its standard deviation is tiny)."""
     filter_low: float = 0.1
     """Smallest mean return of a group that is trained on."""
     filter_high: float = 0.99
     """Largest mean return of a group that is trained on."""
     reward_decay: float = 1.0
     """Factor per chunk on the reward of a success; 1: when the success comes does not matter."""
+    advantage: Literal["group", "tree"] = "group"
+    """``group``: a member's return against its group's. ``tree``: a segment's mean return against its siblings'."""
+    tree_discount: float = 0.5
+    """Tree advantages: weight of an ancestor's advantage per generation; 1 compares with the whole group, 0 with the
+    siblings only.
+    """
+    all_success_rule: bool = True
+    """Whether groups in which all succeeded get R - min R, which never punishes a success, instead of the z-score."""
     all_success_advantage: float = 0.0
     """Advantage of every member of a group in which all succeeded, if ``filter_high`` keeps it. 0 in the paper."""
     max_env_steps: int = 40_000
@@ -84,7 +108,9 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         require(self.groups >= 1, "rollout.groups", self.groups, "at least 1")
         require(self.group_size >= 2, "rollout.group_size", self.group_size, "at least 2, since members are compared")
+        self._check_branching()
         require(self.noise_level >= 0, "rollout.noise_level", self.noise_level, "at least 0")
+        require(self.stochastic_steps >= 1, "rollout.stochastic_steps", self.stochastic_steps, "at least 1")
         require(0 < self.reward_decay <= 1, "rollout.reward_decay", self.reward_decay, "in (0, 1]")
         require(
             0 <= self.filter_low <= self.filter_high <= 1,
@@ -103,13 +129,39 @@ class RolloutConfig:
             f"at least rollout.group_size ({self.group_size})",
         )
 
+    def _check_branching(self) -> None:
+        """Refuses plans that cannot be, and settings that the plan would make idle."""
+        require(self.prefix >= 0, "rollout.prefix", self.prefix, "at least 0 chunks")
+        require(0 <= self.tree_discount <= 1, "rollout.tree_discount", self.tree_discount, "in [0, 1]")
+        if self.plan == "flat":
+            for name, idle in (("prefix", 0), ("prefix_schedule", "fixed"), ("advantage", "group")):
+                if getattr(self, name) != idle:
+                    raise ConfigError(
+                        f"rollout.{name} is {getattr(self, name)!r}, which has no effect with rollout.plan 'flat'; "
+                        "choose the plan 'shared_prefix' or 'tree'"
+                    )
+        elif self.prefix == 0:
+            raise ConfigError(
+                f"rollout.plan is {self.plan!r} with rollout.prefix 0, which shares nothing; set rollout.prefix to the "
+                "chunks until the last branch point, or choose the plan 'flat'"
+            )
+        if self.plan == "tree":
+            require(
+                self.group_size & (self.group_size - 1) == 0,
+                "rollout.group_size",
+                self.group_size,
+                "a power of two with rollout.plan 'tree'",
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateConfig:
     """How an iteration's chunks change the weights."""
 
     objective: ObjectiveName = "grpo"
-    """``grpo``: clipped policy gradient (the paper). ``awfm``: advantage-weighted flow matching."""
+    """``grpo``: clipped policy gradient (the paper). ``awfm``: advantage-weighted flow matching. ``filtered_bc``:
+    plain flow matching on the policy's own successes, the baseline.
+    """
     mode: TrainingMode = "expert"
     """What trains: ``expert`` (VLM frozen), ``joint`` (all), ``joint_frozen_vision``."""
     learning_rate: float = 5e-6
@@ -126,6 +178,8 @@ class UpdateConfig:
     """Chunks per optimizer step; 0: all chunks of the iteration."""
     microbatch: int = 256
     """Chunks per forward and backward pass; limits memory. AWFM draws noise per microbatch: there numbers change."""
+    count: Literal["members", "segments"] = "members"
+    """What a chunk that several members share counts in the loss's denominator: each of them (the paper), or once."""
     grad_clip: float = 1.0
     """Largest global gradient norm."""
     clip_range_low: float = 0.2
@@ -135,11 +189,13 @@ class UpdateConfig:
     target_kl: float = 0.03
     """GRPO: the update ends early when the mean approx_kl of a minibatch exceeds this."""
     awfm_draws: int = 2
-    """AWFM: noise and time draws per chunk and optimizer step."""
+    """AWFM, filtered_bc: noise and time draws per chunk and optimizer step."""
     awfm_max_weight: float = 3.0
     """AWFM: largest weight of a chunk; the mean weight of positive chunks is 1."""
+    awfm_negative: float = 0.0
+    """AWFM: weight of the term that pushes the flow away from chunks of negative advantage; 0: none."""
     awfm_iterations: int = 3
-    """AWFM: recent iterations whose weighted chunks are trained on together, the current one included."""
+    """AWFM, filtered_bc: recent iterations whose weighted chunks are trained on together, the current one included."""
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "update.learning_rate", self.learning_rate, "positive")
@@ -158,6 +214,11 @@ class UpdateConfig:
         require(self.clip_range_high > 0, "update.clip_range_high", self.clip_range_high, "positive")
         require(self.target_kl > 0, "update.target_kl", self.target_kl, "positive")
         require(self.awfm_draws >= 1, "update.awfm_draws", self.awfm_draws, "at least 1")
+        require(self.awfm_negative >= 0, "update.awfm_negative", self.awfm_negative, "at least 0")
+        if self.awfm_negative and self.objective != "awfm":
+            raise ConfigError(
+                f"update.awfm_negative has no effect with update.objective {self.objective!r}; leave it at 0"
+            )
         require(self.awfm_iterations >= 1, "update.awfm_iterations", self.awfm_iterations, "at least 1")
         require(self.awfm_max_weight >= 1, "update.awfm_max_weight", self.awfm_max_weight, "at least 1")
 
@@ -167,12 +228,22 @@ class ValidationConfig:
     """Evaluation during training, on fixed validation scenes."""
 
     every: int = 5
-    """Iterations between two evaluations; 0: only after the last iteration."""
+    """Iterations between two evaluations; 0: by env steps, or only after the last iteration."""
+    every_env_steps: int = 0
+    """Env steps of training between two evaluations, in place of ``every``, which must then be 0. Runs whose iterations
+    differ in size can so be compared at equal cost.
+    """
     episodes: int = 40
     """Validation scenes per evaluation. The best policy is chosen by them; the test scenes are never touched."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "validation.every", self.every, "at least 0")
+        require(self.every_env_steps >= 0, "validation.every_env_steps", self.every_env_steps, "at least 0")
+        if self.every and self.every_env_steps:
+            raise ConfigError(
+                f"validation.every is {self.every} and validation.every_env_steps {self.every_env_steps}; "
+                "set one of them to 0"
+            )
         require(self.episodes >= 1, "validation.episodes", self.episodes, "at least 1")
 
 
@@ -210,15 +281,24 @@ class RlConfig:
         require(self.iterations >= 1, "iterations", self.iterations, "at least 1")
         require(self.env_step_budget >= 0, "env_step_budget", self.env_step_budget, "at least 0")
         require(self.time_budget_s >= 0, "time_budget_s", self.time_budget_s, "at least 0")
+        excluded = int(self.rollout.exclude_last_step)
+        require(
+            self.acting.denoise_steps >= self.rollout.stochastic_steps + excluded,
+            "acting.denoise_steps",
+            self.acting.denoise_steps,
+            f"at least {self.rollout.stochastic_steps + excluded} with rollout.stochastic_steps "
+            f"{self.rollout.stochastic_steps}" + " and rollout.exclude_last_step" * excluded,
+        )
+        chunks = -(-self.sim.horizon // self.acting.chunk_length)
+        if self.sim.horizon:
+            require(
+                self.rollout.prefix < chunks,
+                "rollout.prefix",
+                self.rollout.prefix,
+                f"less than the {chunks} chunks of an episode (sim.horizon / acting.chunk_length)",
+            )
         if self.update.objective == "grpo":
             require(self.rollout.noise_level > 0, "rollout.noise_level", self.rollout.noise_level, "positive with GRPO")
-            if self.rollout.exclude_last_step:
-                require(
-                    self.acting.denoise_steps >= 2,
-                    "acting.denoise_steps",
-                    self.acting.denoise_steps,
-                    "at least 2 with rollout.exclude_last_step",
-                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -160,8 +160,7 @@ def test_physics_that_breaks_down_is_counted(sft_run: Path, tmp_path: Path, monk
             physics = snapshot.state.physics.copy()
             physics[20] = np.nan
             broken = replace(snapshot, state=replace(snapshot.state, physics=physics))
-            record = self._records[members[0].id]
-            poisoned = self.restore(members[0].scene, encode_snapshot(broken), host=record.host)
+            poisoned = self.restore(members[0].scene, encode_snapshot(broken), host=self.host_of(members[0]))
             outcome = original(self, [poisoned, *members[1:]], actions)
             self.release([poisoned])
             return outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from toy import HORIZON, TASK, ToyDemonstrations, ToyPool, toy_policy
 from z1.config import ActingConfig, RlConfig, RolloutConfig, SftConfig, UpdateConfig, ValidationConfig
 from z1.errors import CheckpointError, ConfigError
+from z1.rollout import prefix
 from z1.train.learner import Learner
 from z1.train.metrics import MetricsWriter, read_metrics
 from z1.train.sft import SftTrainer
@@ -107,21 +109,100 @@ UPDATES = {
     "awfm": replace(CONFIG.update, objective="awfm"),
     "grpo-joint": replace(CONFIG.update, mode="joint", microbatch=7),
     "awfm-joint": replace(CONFIG.update, objective="awfm", mode="joint_frozen_vision"),
+    "filtered_bc": replace(CONFIG.update, objective="filtered_bc"),
+    "awfm-negative": replace(CONFIG.update, objective="awfm", awfm_negative=0.5, microbatch=16),
+}
+
+TREES = replace(
+    CONFIG,
+    acting=ActingConfig(denoise_steps=4, chunk_length=1),
+    rollout=replace(CONFIG.rollout, groups=2, plan="tree", prefix=6, advantage="tree", stochastic_steps=2),
+)
+"""Episodes of eight chunks, of which the first 1, 3 and 6 or fewer are shared."""
+
+RUNS = {name: replace(CONFIG, update=update) for name, update in UPDATES.items()} | {
+    "tree": replace(TREES, update=UPDATES["grpo"]),
+    "tree, linear": replace(
+        TREES, update=UPDATES["awfm-negative"], rollout=replace(TREES.rollout, prefix_schedule="linear")
+    ),
+    "tree, adaptive": replace(
+        TREES, update=UPDATES["awfm-negative"], rollout=replace(TREES.rollout, prefix_schedule="adaptive")
+    ),
+    "shared prefix, adaptive": replace(
+        TREES,
+        update=UPDATES["grpo-joint"],
+        rollout=replace(CONFIG.rollout, groups=2, plan="shared_prefix", prefix=6, prefix_schedule="adaptive"),
+    ),
 }
 
 
-@pytest.mark.parametrize("name", UPDATES)
-def test_two_iterations_and_two_more_equal_four(name: str, tmp_path: Path) -> None:
-    config = replace(CONFIG, update=UPDATES[name])
+@pytest.fixture
+def restless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adaptive schedule that finds a parting in every iteration, at a chunk that depends on all it has in memory."""
+    monkeypatch.setattr(prefix, "parting_chunk", lambda opposite, alike: 2 + int(1e4 * (opposite + alike).sum()) % 5)
+
+
+@pytest.mark.usefixtures("restless")
+@pytest.mark.parametrize("name", RUNS)
+def test_two_iterations_and_two_more_equal_four(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RUNS[name]
     straight = rl(tmp_path / "straight", config)
     assert [record["iteration"] for record in straight] == [-1, 0, 1, 2, 3]
     assert all(record["update/optimizer_steps"] > 0 for record in straight[1:])
-    rl(tmp_path / "parts", replace(config, iterations=2))
+    if config.rollout.prefix_schedule == "linear":  # it follows from the number of iterations, which must stay
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, Learner, "update", 2)
+            with pytest.raises(KeyboardInterrupt):
+                rl(tmp_path / "parts", config)
+    else:
+        rl(tmp_path / "parts", replace(config, iterations=2))
+    assert [record["iteration"] for record in records_of(tmp_path / "parts")] == [-1, 0, 1]
     rl(tmp_path / "parts", config, resume=True)
     assert_equal_runs(tmp_path / "straight", tmp_path / "parts")
     start = toy_policy().model.state_dict()
     end = load_file(tmp_path / "parts" / LAST / "policy" / "model.safetensors")
     assert any(not torch.equal(end[key], start[key]) for key in start)
+
+
+@pytest.mark.usefixtures("restless")
+@pytest.mark.parametrize("name", ["linear", "adaptive"])
+def test_the_prefix_follows_its_schedule_over_a_run(name: str, tmp_path: Path) -> None:
+    records = rl(tmp_path, replace(RUNS[f"tree, {name}"], iterations=6))[1:]
+    prefixes = [record["rollout/prefix"] for record in records]
+    if name == "linear":
+        assert prefixes == [6, 5, 4, 3, 2, 1]
+        assert not any("rollout/parting_chunk" in record for record in records)
+    else:
+        assert prefixes[0] == 0, "nothing is known yet"
+        assert len(set(prefixes)) > 2
+        assert prefixes[1:] == [record["rollout/parting_chunk"] - 1 for record in records[:-1]]
+    for record in records:
+        assert (record["rollout/shared_share"] > 0) == (record["rollout/prefix"] > 0)
+    flat, executed = (records[-1][f"cost/{name}"] for name in ("env_steps_flat", "env_steps"))
+    assert flat > executed
+    assert executed == records[-1]["cost/chunks"], "chunks of one env step, each counted once"
+
+
+@pytest.mark.usefixtures("restless")
+def test_an_adaptive_run_that_forgets_what_it_saw_is_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin of the exact resume: without the schedule's state the prefix starts from nothing again."""
+    config = RUNS["tree, adaptive"]
+    straight = rl(tmp_path / "straight", config)
+    rl(tmp_path / "parts", replace(config, iterations=2))
+    monkeypatch.setattr(prefix.PrefixSchedule, "load_state", lambda self, arrays: None)
+    forgetful = rl(tmp_path / "parts", config, resume=True)
+    assert [record["rollout/prefix"] for record in forgetful[1:3]] == [r["rollout/prefix"] for r in straight[1:3]]
+    assert straight[3]["rollout/prefix"] > forgetful[3]["rollout/prefix"] == 0
+
+
+def test_the_schedule_learns_from_dropped_groups_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(prefix.PrefixSchedule, "observe", lambda self, groups: seen.append(len(groups)))
+    records = rl(tmp_path, replace(RUNS["tree, adaptive"], iterations=2))[1:]
+    assert seen == [record["rollout/groups_kept"] + record["rollout/groups_dropped"] for record in records]
+    assert any(record["rollout/groups_dropped"] for record in records)
 
 
 @pytest.mark.parametrize("name", ["grpo", "awfm"])
@@ -266,6 +347,22 @@ def test_the_env_step_budget_ends_the_run_with_a_validation(tmp_path: Path) -> N
     records = rl(tmp_path / "run", config)
     assert [record["iteration"] for record in records] == [0, 1]
     assert ["eval/success" in record for record in records] == [False, True]
+
+
+def test_validation_may_be_due_by_env_steps(tmp_path: Path) -> None:
+    """Whenever another 300 env steps are full, at the start and at the end; also across a stop and a resume."""
+    config = replace(CONFIG, validation=ValidationConfig(every=0, every_env_steps=300, episodes=2))
+    records = rl(tmp_path / "straight", config)
+    steps = [record.get("cost/env_steps", 0) for record in records]
+    due = [after // 300 > before // 300 for before, after in itertools.pairwise(steps)]
+    assert set(due[:-1]) == {True, False}
+    assert ["eval/success" in record for record in records] == [True, *due[:-1], True]
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, Learner, "update", 2)
+        with pytest.raises(KeyboardInterrupt):
+            rl(tmp_path / "parts", config)
+    rl(tmp_path / "parts", config, resume=True)
+    assert_equal_runs(tmp_path / "straight", tmp_path / "parts")
 
 
 def test_the_time_budget_ends_the_run_with_a_validation(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_forks_share_the_past_and_nothing_is_simulated(pool: SimPool) -> None:
     chunks = random_chunks(3, 3, 2)
     pool.step_chunk([member], chunks[0, :1])
     before = pool.counters.copy()
-    copies = pool.fork(member, 3)
+    (copies,) = pool.fork([member], [3])
     seen = pool.observe([member, *copies])
     assert pool.counters.renders == before.renders
     assert pool.counters.env_steps == before.env_steps

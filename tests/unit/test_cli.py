@@ -139,7 +139,7 @@ def test_the_reader_of_the_output_may_leave() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["trian"], "unknown command 'trian'; known: check-sim, demo, demos, doctor, eval, report, rl, sft, ..."),
+        (["trian"], "unknown command 'trian'; known: ablate, check-sim, demo, demos, doctor, eval, report, rl, ... (1"),
         (["demoes"], "unknown command 'demoes'; did you mean 'demos' or 'demo'?"),
         (["rl", "--recipe", "papr"], "unknown recipe 'papr'; did you mean 'paper'?"),
         (["sft", "--recipe", "nano"], "unknown recipe 'nano'; known: pi05, tiny"),

@@ -17,6 +17,7 @@ from z1.eval.evaluate import evaluate_policy
 from z1.policy.policy import Policy
 from z1.rollout.collector import Collector, Exploration
 from z1.rollout.groups import RolloutGroup, Rollouts, build_training_batch
+from z1.rollout.tree import BranchPlan, SegmentWeights, segment_weights
 from z1.seeding import Seeds
 from z1.types import Scene
 
@@ -33,8 +34,13 @@ def scenes() -> Iterator[Scene]:
     return (Scene.of_split(TASK, "train", index) for index in itertools.count())
 
 
+def flat(number: int) -> BranchPlan:
+    """Three members on their own."""
+    return BranchPlan.flat(3)
+
+
 def collect(policy: Policy, pool: ToyPool, *, live_members: int = 96, **changes: Any) -> Rollouts:
-    settings: dict[str, Any] = {"group_size": 3, "groups": 4, "explore": EXPLORE, **changes}
+    settings: dict[str, Any] = {"plan": flat, "groups": 4, "explore": EXPLORE, **changes}
     address = settings.pop("address", ("iteration", 0))
     source = settings.pop("scenes", scenes())
     return Collector(pool, policy, ACTING, live_members=live_members).collect(source, Seeds(1), address, **settings)
@@ -42,6 +48,12 @@ def collect(policy: Policy, pool: ToyPool, *, live_members: int = 96, **changes:
 
 def seeds_of(groups: tuple[RolloutGroup, ...]) -> list[int]:
     return [group.scene.seed for group in groups]
+
+
+def weights_of(group: RolloutGroup, *advantages: float) -> SegmentWeights:
+    """What the segments count, from an advantage per member."""
+    owns = group.owns
+    return segment_weights(np.repeat(np.array([advantages]), len(owns), axis=0), owns, group.valid)
 
 
 def mixed(group: RolloutGroup) -> bool:
@@ -125,7 +137,8 @@ def test_lost_members_are_counted_and_never_trained_on(policy: Policy) -> None:
     lost = [(g.scene.seed, e.member) for g in rollouts.kept for e in g.episodes if e.invalid]
     assert lost == [(1, 2)]
     assert rollouts.kept[1].valid.tolist() == [True, True, False]
-    batch = build_training_batch(rollouts.kept, [np.ones(3)] * 3, rollouts.ticks, 4)
+    weights = [weights_of(group, 1.0, 1.0, 1.0) for group in rollouts.kept]
+    batch = build_training_batch(rollouts.kept, weights, rollouts.ticks, 4)
     assert batch is not None
     assert len(batch) == 8 * 2, "the lost member's first chunk does not count either"
     assert pool.alive == 0
@@ -163,7 +176,7 @@ def test_stochastic_steps_are_drawn_per_chunk(policy: Policy, exclude_last_step:
     explore = Exploration(noise_level=0.5, exclude_last_step=exclude_last_step, keep="prefix")
     rollouts = collect(policy, ToyPool(), groups=10, explore=explore)
     drawn = torch.cat([tick.sample.sde_index for tick in rollouts.ticks])
-    assert set(drawn.tolist()) == steps
+    assert set(drawn.flatten().tolist()) == steps
 
 
 @pytest.mark.parametrize("keep", ["prefix", "inputs"])
@@ -176,14 +189,14 @@ def test_what_training_needs_is_kept(policy: Policy, keep: str) -> None:
         assert len(kept) == len(tick.executed) == len(tick.sample.x_t)
         assert int(tick.executed.min()) >= 1
         assert int(tick.executed.max()) <= 4
-    chunks = [place for group in rollouts.kept for episode in group.episodes for place in episode.chunks]
+    chunks = [place for group in rollouts.kept for segment in group.segments for place in segment.places]
     assert len(chunks) == len(set(chunks)) == sum(len(tick.executed) for tick in rollouts.ticks)
 
 
 def test_evaluation_keeps_nothing_and_draws_no_step(policy: Policy) -> None:
     rollouts = collect(policy, ToyPool(), explore=None)
     assert rollouts.ticks == ()
-    assert all(not episode.chunks for group in rollouts.kept for episode in group.episodes)
+    assert not any(segment.places or segment.states for group in rollouts.kept for segment in group.segments)
 
 
 def test_progress_is_told_after_each_tick(policy: Policy) -> None:
@@ -192,21 +205,23 @@ def test_progress_is_told_after_each_tick(policy: Policy) -> None:
     collector = Collector(
         pool, policy, ACTING, live_members=4, on_tick=lambda steps, groups: told.append((steps, groups))
     )
-    collector.collect(scenes(), Seeds(1), ("x",), group_size=2, groups=3, explore=None)
+    collector.collect(scenes(), Seeds(1), ("x",), plan=lambda number: BranchPlan.flat(2), groups=3, explore=None)
     assert told == [(16, 0), (32, 2), (40, 2), (48, 3)]
 
 
 def test_the_batch_follows_group_member_and_chunk(policy: Policy) -> None:
-    """Rows stand in the order of the episodes, whatever tick they come from."""
+    """Rows stand in the order of the segments, whatever tick they come from."""
     rollouts = collect(policy, ToyPool(), live_members=6)
     advantages = [np.array([1.0, -2.0, 0.5]) * (number + 1) for number in range(4)]
-    batch = build_training_batch(rollouts.kept, advantages, rollouts.ticks, 4)
+    weights = [weights_of(group, *values) for group, values in zip(rollouts.kept, advantages, strict=True)]
+    batch = build_training_batch(rollouts.kept, weights, rollouts.ticks, 4)
     assert batch is not None
     row = 0
     for group, advantage in zip(rollouts.kept, advantages, strict=True):
-        for episode, value in zip(group.episodes, advantage, strict=True):
+        assert [segment.members for segment in group.segments] == [(0,), (1,), (2,)]
+        for segment, episode, value in zip(group.segments, group.episodes, advantage, strict=True):
             steps = 0
-            for tick, place in episode.chunks:
+            for tick, place in segment.places:
                 source = rollouts.ticks[tick]
                 assert torch.equal(batch.x_t[row], source.sample.x_t[place])
                 assert torch.equal(batch.x_next[row], source.sample.x_next[place])

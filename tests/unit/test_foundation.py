@@ -147,6 +147,7 @@ LEVELS = {
     "doctor": 3,
     "commands": 4,
     "demo": 4,
+    "ablate": 4,
     "cli": 5,
 }
 

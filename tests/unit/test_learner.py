@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from toy import TASK, ToyPool, toy_policy
-from z1.algo.advantage import group_advantages
-from z1.algo.reward import completion_returns
 from z1.config import ActingConfig, RolloutConfig, UpdateConfig
 from z1.errors import ConfigError
 from z1.policy.policy import Policy
 from z1.policy.trainable import is_expert
 from z1.rollout.collector import Collector, Exploration
 from z1.rollout.groups import TrainingBatch, build_training_batch
+from z1.rollout.tree import BranchPlan
 from z1.seeding import Seeds
 from z1.train.learner import Learner
-from z1.train.objectives import Awfm, make_objective
+from z1.train.objectives import FlowRegression, make_objective
+from z1.train.score import advantage_weights_of
 from z1.types import Scene
 
 ACTING = ActingConfig(denoise_steps=4, chunk_length=4)
@@ -36,14 +36,12 @@ def batch_of(policy: Policy, keep: str) -> TrainingBatch:
         (Scene.of_split(TASK, "train", index) for index in itertools.count()),
         Seeds(1),
         ("iteration", 0),
-        group_size=4,
+        plan=lambda number: BranchPlan.flat(4),
         groups=5,
         explore=Exploration(noise_level=0.5, exclude_last_step=True, keep=keep),
     )
-    advantages = [
-        group_advantages(completion_returns(g.success, g.chunk_counts, 1.0), g.success, g.valid) for g in rollouts.kept
-    ]
-    batch = build_training_batch(rollouts.kept, advantages, rollouts.ticks, ACTING.chunk_length)
+    weights = [advantage_weights_of(group, ROLLOUT) for group in rollouts.kept]
+    batch = build_training_batch(rollouts.kept, weights, rollouts.ticks, ACTING.chunk_length)
     assert batch is not None
     assert len(batch) == 40
     assert (batch.positive > 0).any()
@@ -80,7 +78,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def gradient(learner: Learner, batch: TrainingBatch, index: Tensor) -> dict[str, Tensor]:
     """The gradient of one minibatch, not clipped."""
     micro = list(index.split(learner._update.microbatch))
-    learner.objective.begin(learner.policy.model, batch, micro, learner._prefix)
+    learner.objective.begin(learner.policy.model, batch, micro, learner._prefix, ("test",))
     learner._backward(batch, index, ("test",))
     found = {n: p.grad.clone() for n, p in learner.policy.model.named_parameters() if p.grad is not None}
     assert any(float(g.abs().max()) > 0 for g in found.values())
@@ -242,8 +240,8 @@ def test_an_update_that_diverges_is_refused_before_its_step(objective: str, pref
     assert same(weights(learner), before)
 
 
-def awfm_of(learner: Learner) -> Awfm:
-    assert isinstance(learner.objective, Awfm)
+def awfm_of(learner: Learner) -> FlowRegression:
+    assert isinstance(learner.objective, FlowRegression)
     return learner.objective
 
 

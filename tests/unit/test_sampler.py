@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -70,8 +70,9 @@ def case() -> Case:
     with torch.no_grad():
         prefix = model.encode_prefix(inputs)
     shape = (B, model.config.horizon, model.config.action_dim)
-    noise, sde_noise = (torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)) for _ in range(2))
-    index = torch.tensor([0, 1, 2, 3, 0, 1, 2, 0])
+    noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+    sde_noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))[:, None]
+    index = torch.tensor([0, 1, 2, 3, 0, 1, 2, 0])[:, None]
     sample = draw(model, prefix, noise, index, sde_noise)
     return Case(model, inputs, prefix, noise, index, sde_noise, sample)
 
@@ -160,7 +161,7 @@ def test_only_executed_steps_and_real_dims_count(case: Case) -> None:
     executed = torch.arange(C)[None] < torch.tensor([5, 1, 2, 3, 4, 5, 0, 1])[:, None]
     with torch.no_grad():
         ours = recompute(case, executed=executed)
-        expected = (case.sample.step_log_prob * executed).sum(1)
+        expected = (case.sample.step_log_prob * executed[:, None]).sum(2)
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
         assert ours[6] == 0.0
         assert float((ours - case.sample.log_prob).abs()[1:5].min()) > 0.01
@@ -173,19 +174,19 @@ def test_log_prob_by_hand(case: Case) -> None:
     for row in range(B):
         k = int(case.index[row])
         std = float(flow.sde_coefficients(K, LEVEL)[k, 2])
-        z = case.sde_noise[row, :C, :A]
+        z = case.sde_noise[row, 0, :C, :A]
         expected = torch.distributions.Normal(0.0, std).log_prob(z * std).sum()
         assert float(case.sample.log_prob[row]) == pytest.approx(float(expected), abs=1e-3)
 
 
 def test_transition_is_where_it_is_said_to_be(case: Case) -> None:
     """Continuing from ``x_next`` with Euler steps gives the actions; a first step starts at the noise."""
-    first = case.index == 0
-    assert torch.equal(case.sample.x_t[first], case.noise[first])
-    last = case.index == K - 1
-    assert torch.equal(case.sample.x_next[last], case.sample.actions[last])
+    first = case.index[:, 0] == 0
+    assert torch.equal(case.sample.x_t[first, 0], case.noise[first])
+    last = case.index[:, 0] == K - 1
+    assert torch.equal(case.sample.x_next[last, 0], case.sample.actions[last])
     row = torch.tensor([2])
-    x = case.sample.x_next[row]
+    x = case.sample.x_next[row, 0]
     with torch.no_grad():
         for k in range(int(case.index[row]) + 1, K):
             x = flow.ode_step(x, case.model.velocity(case.prefix.rows(row), x, flow.time_grid(K)[k : k + 1]), K)
@@ -196,8 +197,8 @@ def test_evaluation_has_no_noise(case: Case) -> None:
     evaluation = draw(case.model, case.prefix, case.noise, None, None)
     again = draw(case.model, case.prefix, case.noise, None, None, level=0.0)
     assert torch.equal(evaluation.actions, again.actions)
-    assert evaluation.sde_index.tolist() == [-1] * B
-    assert not evaluation.log_prob.any()
+    assert evaluation.sde_index.shape == evaluation.log_prob.shape == (B, 0)
+    assert evaluation.x_t.shape == (B, 0, *case.noise.shape[1:])
     assert float((evaluation.actions - case.sample.actions).abs().max()) > 0.1
 
 
@@ -214,3 +215,145 @@ def test_gradient_reaches_expert_and_prefix(case: Case) -> None:
     missing = [name for name, p in case.model.named_parameters() if p.grad is None or not p.grad.any()]
     case.model.zero_grad()
     assert missing == []
+
+
+STEPS = {
+    1: [[0], [1], [2], [3], [0], [1], [2], [0]],
+    2: [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3], [0, 1], [1, 3]],
+    3: [[0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3], [0, 1, 2], [0, 2, 3], [1, 2, 3], [0, 1, 3]],
+    4: [[0, 1, 2, 3]] * B,
+}
+"""Stochastic denoise steps of B samples for M = 1 to K = 4."""
+
+
+def several(case: Case, count: int, level: float = LEVEL) -> Case:
+    """The case with M stochastic steps per sample."""
+    rng = np.random.Generator(np.random.Philox(key=11))
+    shape = (B, count, *case.noise.shape[1:])
+    sde_noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+    index = torch.tensor(STEPS[count])
+    sample = draw(case.model, case.prefix, case.noise, index, sde_noise, level)
+    return replace(case, index=index, sde_noise=sde_noise, sample=sample)
+
+
+@pytest.mark.parametrize("count", STEPS)
+def test_several_steps_are_bit_equal_when_recomputed(case: Case, count: int) -> None:
+    ours = several(case, count)
+    assert ours.sample.log_prob.shape == (B, count)
+    with torch.no_grad():
+        assert torch.equal(recompute(ours), ours.sample.log_prob)
+        alone = torch.cat([recompute(ours, rows=torch.tensor([row])) for row in range(B)])
+        torch.testing.assert_close(alone, ours.sample.log_prob, rtol=0, atol=1e-5)
+        swapped = recompute(ours, index=(ours.index + 1) % K)
+    assert float((swapped - ours.sample.log_prob).abs().min()) > 0.01
+
+
+@pytest.mark.parametrize("count", STEPS)
+def test_log_probs_of_several_steps_by_hand(case: Case, count: int) -> None:
+    """Each is the density of the noise that was drawn for it, with the standard deviation of its own step."""
+    ours = several(case, count)
+    for row in range(B):
+        for m, k in enumerate(STEPS[count][row]):
+            std = float(flow.sde_coefficients(K, LEVEL)[k, 2])
+            z = ours.sde_noise[row, m, :C, :A]
+            terms = torch.distributions.Normal(0.0, std).log_prob(z * std).sum(1)
+            torch.testing.assert_close(ours.sample.step_log_prob[row, m], terms, rtol=0, atol=1e-3)
+            assert float(ours.sample.log_prob[row, m]) == pytest.approx(float(terms.sum()), abs=1e-3)
+
+
+@pytest.mark.parametrize("count", STEPS)
+def test_several_steps_by_hand(case: Case, count: int) -> None:
+    """A plain loop over the grid: a stochastic step adds its own noise, the others are Euler steps."""
+    ours = several(case, count)
+    for row in range(B):
+        one, steps = torch.tensor([row]), STEPS[count][row]
+        x = case.noise[one]
+        for k in range(K):
+            with torch.no_grad():
+                v = case.model.velocity(case.prefix.rows(one), x, flow.time_grid(K)[k : k + 1])
+            if k in steps:
+                m = steps.index(k)
+                torch.testing.assert_close(ours.sample.x_t[one, m], x, rtol=0, atol=1e-5)
+                mean, std, _ = flow.sde_moments(x, v, torch.tensor([k]), K, LEVEL)
+                x = mean + std * ours.sde_noise[one, m]
+                torch.testing.assert_close(ours.sample.x_next[one, m], x, rtol=0, atol=1e-5)
+            else:
+                x = flow.ode_step(x, v, K)
+        torch.testing.assert_close(ours.sample.actions[one], x, rtol=0, atol=1e-5)
+
+
+def test_each_stochastic_step_has_noise_of_its_own(case: Case) -> None:
+    """Other noise for the second of three steps: what comes before it stays bit for bit, what follows moves."""
+    ours = several(case, 3)
+    noise = ours.sde_noise.clone()
+    noise[:, 1] += 0.5
+    other = draw(case.model, case.prefix, case.noise, ours.index, noise)
+    for name in ("x_t", "x_next", "log_prob"):
+        assert torch.equal(getattr(other, name)[:, 0], getattr(ours.sample, name)[:, 0])
+    assert torch.equal(other.x_t[:, 1], ours.sample.x_t[:, 1])
+    assert float((other.x_next[:, 1] - ours.sample.x_next[:, 1]).abs().amin()) > 0.01
+    assert float((other.x_t[:, 2] - ours.sample.x_t[:, 2]).abs().amax((1, 2)).min()) > 0.01
+    swapped = draw(case.model, case.prefix, case.noise, ours.index, ours.sde_noise.flip(1))
+    assert float((swapped.x_next[:, 0] - ours.sample.x_next[:, 0]).abs().amax((1, 2)).min()) > 0.1
+
+
+def test_one_of_several_steps_equals_that_step_alone(case: Case) -> None:
+    """Up to the first stochastic step of two, nothing differs from a single one at the same place."""
+    ours = several(case, 2)
+    single = draw(case.model, case.prefix, case.noise, ours.index[:, :1], ours.sde_noise[:, :1])
+    for name in ("x_t", "x_next", "log_prob"):
+        assert torch.equal(getattr(single, name)[:, 0], getattr(ours.sample, name)[:, 0])
+    assert not torch.equal(single.actions, ours.sample.actions)
+
+
+@pytest.mark.parametrize("count", STEPS)
+def test_without_noise_several_steps_are_evaluation(case: Case, count: int) -> None:
+    quiet = several(case, count, level=0.0)
+    evaluation = draw(case.model, case.prefix, case.noise, None, None)
+    assert torch.equal(quiet.sample.actions, evaluation.actions)
+    assert not quiet.sample.log_prob.any()
+    assert not torch.equal(several(case, count).sample.actions, evaluation.actions)
+
+
+class GaussianFlow:
+    """The exact velocity of actions N(centre, spread^2), alike in all dims, with what the sampler asks of a model."""
+
+    centre, spread = 1.5, 0.4
+
+    def modulation(self, t: Tensor) -> Tensor:
+        return t[:, None]
+
+    def modulated_velocity(self, prefix: None, x: Tensor, modulation: Tensor) -> Tensor:
+        t = modulation[:, :, None]
+        variance = t**2 + (1 - t) ** 2 * self.spread**2
+        slope = (t - (1 - t) * self.spread**2) / variance
+        return -self.centre + slope * (x - (1 - t) * self.centre)
+
+
+def gaussian_samples(steps: int, level: float, noise_factor: float = 1.0) -> Tensor:
+    """50,000 actions, every denoise step stochastic; computed in double precision."""
+    rng = np.random.Generator(np.random.Philox(key=5))
+    rows, shape = 500, (10, 10)
+    noise = torch.from_numpy(rng.standard_normal((rows, *shape)))
+    sde_noise = noise_factor * torch.from_numpy(rng.standard_normal((rows, steps, *shape)))
+    sample = sample_chunk(
+        GaussianFlow(),  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        initial_noise=noise,
+        denoise_steps=steps,
+        noise_level=level,
+        sde_index=torch.arange(steps).expand(rows, steps),
+        sde_noise=sde_noise,
+        executed_steps=1,
+        action_dim=1,
+    )
+    return sample.actions
+
+
+def test_all_steps_stochastic_keep_a_gaussian() -> None:
+    """Mean and variance of 50,000 samples: standard errors 0.002 and 0.001, and the error of 60 Euler steps."""
+    actions = gaussian_samples(60, 0.5)
+    assert float(actions.mean()) == pytest.approx(1.5, abs=0.02)
+    assert float(actions.var()) == pytest.approx(0.16, abs=0.01)
+    wrong = gaussian_samples(60, 0.5, noise_factor=1.3)
+    assert float(wrong.var()) > 0.18

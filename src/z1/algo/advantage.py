@@ -10,7 +10,12 @@ STD_EPSILON = 1e-6
 
 
 def group_advantages(
-    returns: np.ndarray, success: np.ndarray, valid: np.ndarray, *, all_success: float = 0.0
+    returns: np.ndarray,
+    success: np.ndarray,
+    valid: np.ndarray,
+    *,
+    all_success: float = 0.0,
+    all_success_rule: bool = True,
 ) -> np.ndarray:
     """Advantage of each member against its group.
 
@@ -24,6 +29,7 @@ def group_advantages(
         valid: bool ``[G]``; members that were lost take no part and get 0.
         all_success: Advantage of every member of a group in which all succeeded. 0 in the paper; a positive value
             keeps a policy that learns from positive advantages only from forgetting what it can do already.
+        all_success_rule: Whether groups in which all succeeded have the rule of their own; otherwise the z-score.
 
     Returns:
         float64 ``[G]``. A group with fewer than two valid members gets zeros: there is nothing to compare.
@@ -34,11 +40,51 @@ def group_advantages(
     if valid.sum() < 2 or not success[valid].any():
         return advantages
     values = returns[valid].astype(np.float64)
-    if success[valid].all():
+    if all_success_rule and success[valid].all():
         advantages[valid] = values - values.min() + all_success
     else:
         advantages[valid] = (values - values.mean()) / (values.std() + STD_EPSILON)
     return advantages
+
+
+def tree_advantages(
+    returns: np.ndarray, valid: np.ndarray, owns: np.ndarray, parents: np.ndarray, *, discount: float
+) -> np.ndarray:
+    """Advantage of each segment of a mixed group: its subtree's mean return against its siblings', along the path.
+
+    With V(s) the mean return of the valid members of segment s, p(s) its parent and V(root) the group's mean:
+
+        A(s) = (delta(s) + discount * delta(p(s)) + discount^2 * delta(p(p(s))) + ...) / (std R + 1e-6)
+        delta(s) = V(s) - V(p(s))
+
+    V(p(s)) is the mean of s and its siblings, so delta credits what happened in s alone. With discount 1 the sum
+    telescopes to V(s) - V(root): then a segment of one member has exactly its group advantage.
+
+    Args:
+        returns: float ``[G]``.
+        valid: bool ``[G]``.
+        owns: bool ``[S, G]``, members of each segment; a parent stands before its children.
+        parents: int ``[S]``, number of each segment's parent, -1 for none.
+        discount: Weight of what an ancestor's advantage adds, per generation, in [0, 1].
+
+    Returns:
+        float64 ``[S]``; 0 for a segment without a valid member.
+
+    Source: docs/maths.md, "Tree advantages".
+    """
+    values = returns[valid].astype(np.float64)
+    advantages = np.zeros(len(owns), dtype=np.float64)
+    if len(values) < 2:
+        return advantages
+    counts = owns & valid[None, :]
+    size = counts.sum(axis=1)
+    value = np.where(size > 0, (counts * returns[None, :]).sum(axis=1) / np.maximum(size, 1), 0.0)
+    for s, parent in enumerate(parents):
+        if size[s] == 0:
+            continue
+        before, inherited = (values.mean(), 0.0) if parent < 0 else (value[parent], advantages[parent])
+        advantages[s] = value[s] - before + discount * inherited
+    return advantages / (values.std() + STD_EPSILON)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The two objectives' loss terms per chunk. Reductions are left to the caller: these return one value per chunk.
+"""The objectives' loss terms per chunk. Reductions are left to the caller: these return one value per chunk.
 
 A chunk may belong to several members of a group (a shared segment). What enters is then the sum of its members'
 positive
@@ -11,6 +11,7 @@ because ``min(r A, clip(r) A)`` is ``A min(r, 1 + c_high)`` for A >= 0 and ``A m
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -52,20 +53,22 @@ def approx_kl(log_ratio: Tensor) -> Tensor:
     return log_ratio.exp() - 1.0 - log_ratio
 
 
-def positive_weights(advantage: Tensor, *, maximum: float) -> Tensor:
-    """Regression weights of advantage-weighted flow matching: positive advantages, scaled to mean 1 over the positive
-    ones, then clipped.
+def advantage_weights(advantage: Tensor, members: Tensor, *, maximum: float) -> Tensor:
+    """Regression weights of advantage-weighted flow matching: advantages, scaled so that the positive ones average 1
+    per member, then clipped to ``maximum`` per member on both sides.
 
     Args:
         advantage: float ``[B]``, sum of each chunk's members' advantages.
-        maximum: Largest weight.
+        members: float ``[B]``, number of members of each chunk.
+        maximum: Largest weight per member.
 
     Returns:
-        float ``[B]``, 0 for chunks without a positive advantage.
+        float ``[B]``, with the signs of the advantages.
     """
-    positive = advantage.clamp(min=0.0)
-    count = (positive > 0).sum().clamp(min=1)
-    return (positive / (positive.sum() / count).clamp(min=1e-12)).clamp(max=maximum)
+    positive = advantage > 0
+    scale = advantage[positive].sum() / members[positive].sum().clamp(min=1.0)
+    limit = maximum * members
+    return torch.minimum(torch.maximum(advantage / scale.clamp(min=1e-12), -limit), limit)
 
 
 def flow_matching_error(velocity: Tensor, target: Tensor, step_mask: Tensor) -> Tensor:

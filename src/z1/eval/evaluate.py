@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from z1.config import ActingConfig
 from z1.policy.policy import Policy
 from z1.rollout.collector import Collector
+from z1.rollout.tree import BranchPlan
 from z1.seeding import Seeds
 from z1.sims.pool import SimPool
 from z1.types import Scene
@@ -59,7 +60,12 @@ def evaluate_policy(
     """
     collector = Collector(pool, policy, acting, live_members=live_members, on_tick=on_tick)
     rollouts = collector.collect(
-        iter(scenes), Seeds(seed), ("evaluation",), group_size=1, groups=len(scenes), explore=None
+        iter(scenes),
+        Seeds(seed),
+        ("evaluation",),
+        plan=lambda number: BranchPlan.flat(1),
+        groups=len(scenes),
+        explore=None,
     )
     return [
         EpisodeResult(scene=e.scene, success=e.success, steps=e.env_steps, invalid=e.invalid)

@@ -18,7 +18,9 @@ DIAGNOSTICS = {
     "update/clip_fraction": "Clip fraction",
     "update/grad_norm": "Gradient norm",
     "update/ratio_max": "Largest ratio deviation",
+    "update/signal_chunks": "Chunks with a signal",
     "rollout/groups_dropped": "Groups dropped",
+    "rollout/prefix": "Shared prefix",
     "sft/grad_norm": "Gradient norm",
     "sft/learning_rate": "Learning rate",
 }
@@ -160,5 +162,16 @@ def inside_rollouts(records: Records) -> str:
     speed = f" {text.number(steps / seconds)} env steps per second of rollout." if steps and seconds else ""
     return (
         f"During rollouts the policy took {policy}; the simulator hosts, working beside each other, spent {sim} "
-        f"stepping and {drawn} rendering in all.{speed}"
+        f"stepping and {drawn} rendering in all.{speed}{_sharing(records, steps)}"
+    )
+
+
+def _sharing(records: Records, steps: float) -> str:
+    """What shared segments spared; nothing with flat groups."""
+    flat = _last(records, "cost/env_steps_flat")
+    if flat <= steps:
+        return ""
+    return (
+        f" Flat groups would have needed {text.count(flat)} env steps for the same episodes; sharing spared "
+        f"{text.percent(1 - steps / flat)} of them."
     )

@@ -1,9 +1,9 @@
 """Sampling chunks and recomputing their log-probs, over one code path.
 
-Of a chunk's K denoise steps at most one is stochastic; the others are Euler steps. The likelihood of a chunk is the
-Gaussian density of that step, summed over the env steps that were executed and the real action dims. Acting and
-training call the same functions on the same table of times, so a log-prob that is recomputed with unchanged weights, on
-the same rows, equals the recorded one bit for bit.
+Of a chunk's K denoise steps M are stochastic (one in the paper, none in evaluation); the others are Euler steps. The
+likelihood of a stochastic step is a Gaussian density, summed over the env steps that were executed and the real action
+dims. Acting and training call the same functions on the same table of times, so a log-prob that is recomputed with
+unchanged weights, on the same rows, equals the recorded one bit for bit.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class SampledChunk:
 
     Attributes:
         actions: float32 ``[B, H, D]``, the flow's state at t = 0, in model units.
-        sde_index: int64 ``[B]``, number of the stochastic denoise step; -1 without one.
-        x_t: float32 ``[B, H, D]``, state before the stochastic step; zeros without one.
-        x_next: float32 ``[B, H, D]``, state after it; zeros without one.
-        log_prob: float32 ``[B]``, of all ``executed_steps`` env steps, nats; 0 without a stochastic step.
-        step_log_prob: float32 ``[B, C]``, the terms of ``log_prob``, one per env step.
+        sde_index: int64 ``[B, M]``, numbers of the stochastic denoise steps.
+        x_t: float32 ``[B, M, H, D]``, state before each of them.
+        x_next: float32 ``[B, M, H, D]``, state after it.
+        log_prob: float32 ``[B, M]``, of all ``executed_steps`` env steps, nats.
+        step_log_prob: float32 ``[B, M, C]``, the terms of ``log_prob``, one per env step.
     """
 
     actions: Tensor
@@ -59,8 +59,9 @@ def sample_chunk(
         initial_noise: float32 ``[B, H, D]``, standard normal.
         denoise_steps: K.
         noise_level: a, scale of the stochastic step; 0 makes it an Euler step, with log-prob 0.
-        sde_index: int64 ``[B]``, the stochastic step of each sample, 0..K-1; None: Euler steps only (evaluation).
-        sde_noise: float32 ``[B, H, D]``, standard normal, noise of the stochastic step; goes with ``sde_index``.
+        sde_index: int64 ``[B, M]``, the stochastic steps of each sample, 0..K-1, none twice; None: Euler steps only
+            (evaluation).
+        sde_noise: float32 ``[B, M, H, D]``, standard normal, noise of each of them; goes with ``sde_index``.
         executed_steps: C, env steps of the chunk that will be executed.
         action_dim: A, real action dims.
 
@@ -69,30 +70,34 @@ def sample_chunk(
     """
     assert (sde_index is None) == (sde_noise is None), "sde_index and sde_noise go together"
     assert executed_steps <= initial_noise.shape[1], (executed_steps, initial_noise.shape)
+    if sde_index is None or sde_noise is None:
+        sde_index = torch.zeros((len(initial_noise), 0), dtype=torch.int64, device=initial_noise.device)
+        sde_noise = initial_noise.new_zeros((len(initial_noise), 0, *initial_noise.shape[1:]))
+    assert sde_noise.shape == (*sde_index.shape, *initial_noise.shape[1:]), (sde_noise.shape, sde_index.shape)
     table = _modulation_table(model, denoise_steps, initial_noise.device)
     x = initial_noise
-    x_t, x_next = torch.zeros_like(x), torch.zeros_like(x)
-    step_log_prob = x.new_zeros(len(x), executed_steps)
+    x_t, x_next = torch.zeros_like(sde_noise), torch.zeros_like(sde_noise)
+    step_log_prob = x.new_zeros(*sde_index.shape, executed_steps)
     for k in range(denoise_steps):
         v = model.modulated_velocity(prefix, x, table[k : k + 1])
         after = flow.ode_step(x, v, denoise_steps)
-        if sde_index is not None and sde_noise is not None:
-            index = torch.full_like(sde_index, k)
-            mean, std, log_std = flow.sde_moments(x, v, index, denoise_steps, noise_level)
-            noisy = mean + std * sde_noise
+        if sde_index.shape[1]:
             here = sde_index == k
-            after = torch.where(here[:, None, None], noisy, after)
-            x_t = torch.where(here[:, None, None], x, x_t)
-            x_next = torch.where(here[:, None, None], noisy, x_next)
+            index = torch.full_like(sde_index[:, 0], k)
+            mean, std, log_std = flow.sde_moments(x, v, index, denoise_steps, noise_level)
+            noisy = mean + std * (sde_noise * here[:, :, None, None]).sum(1)
+            after = torch.where(here.any(1)[:, None, None], noisy, after)
+            x_t = torch.where(here[:, :, None, None], x[:, None], x_t)
+            x_next = torch.where(here[:, :, None, None], noisy[:, None], x_next)
             terms = _step_log_prob(noisy, mean, std, log_std, executed_steps, action_dim)
-            step_log_prob = torch.where(here[:, None], terms, step_log_prob)
+            step_log_prob = torch.where(here[:, :, None], terms[:, None], step_log_prob)
         x = after
     return SampledChunk(
         actions=x,
-        sde_index=torch.full((len(x),), -1, device=x.device) if sde_index is None else sde_index,
+        sde_index=sde_index,
         x_t=x_t,
         x_next=x_next,
-        log_prob=step_log_prob.sum(1),
+        log_prob=step_log_prob.sum(2),
         step_log_prob=step_log_prob,
     )
 
@@ -114,22 +119,25 @@ def chunk_log_prob(
     Args:
         model: The network.
         prefix: B prefixes.
-        x_t: float32 ``[B, H, D]``, of ``SampledChunk``.
-        x_next: float32 ``[B, H, D]``, of ``SampledChunk``.
-        sde_index: int64 ``[B]``, of ``SampledChunk``, 0..K-1.
+        x_t: float32 ``[B, M, H, D]``, of ``SampledChunk``.
+        x_next: float32 ``[B, M, H, D]``, of ``SampledChunk``.
+        sde_index: int64 ``[B, M]``, of ``SampledChunk``, 0..K-1.
         denoise_steps: K, as sampled.
         noise_level: a, as sampled.
         executed_mask: bool ``[B, C]``, env steps that were executed; the others do not count.
         action_dim: A, real action dims.
 
     Returns:
-        float32 ``[B]``, nats.
+        float32 ``[B, M]``, nats.
     """
     table = _modulation_table(model, denoise_steps, x_t.device)
-    v = model.modulated_velocity(prefix, x_t, table[sde_index])
-    mean, std, log_std = flow.sde_moments(x_t, v, sde_index, denoise_steps, noise_level)
-    terms = _step_log_prob(x_next, mean, std, log_std, executed_mask.shape[1], action_dim)
-    return torch.where(executed_mask, terms, 0.0).sum(1)
+    log_probs = []
+    for before, after, index in zip(x_t.unbind(1), x_next.unbind(1), sde_index.unbind(1), strict=True):
+        v = model.modulated_velocity(prefix, before, table[index])
+        mean, std, log_std = flow.sde_moments(before, v, index, denoise_steps, noise_level)
+        terms = _step_log_prob(after, mean, std, log_std, executed_mask.shape[1], action_dim)
+        log_probs.append(torch.where(executed_mask, terms, 0.0).sum(1))
+    return torch.stack(log_probs, dim=1)
 
 
 def _modulation_table(model: Pi05, denoise_steps: int, device: torch.device) -> Tensor:

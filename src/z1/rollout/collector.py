@@ -1,17 +1,19 @@
-"""Runs groups of episodes on a SimPool, all live members of all scenes and hosts in one policy batch.
+"""Runs groups of episodes on a SimPool, all live branches of all scenes and hosts in one policy batch.
 
-    scenes ─► start ─► observe ─► encode each distinct observation once ─► sample chunks ─► step_chunk ─┐
-                 ▲                                                                                       │
-                 └── replace groups that the filter drops ◄── finished groups ◄── live members ◄─────────┘
+    scenes ─► start ─► branch ─► observe ─► encode each distinct observation once ─► sample chunks ─► step_chunk ─┐
+                 ▲        ▲                                                                                      │
+                 │        └────────────────────────── live branches ◄────────────────────────────────────────────┤
+                 └── replace groups that the filter drops ◄── finished groups ◄──────────────────────────────────┘
 
-The order of the rows follows from the scenes alone, so the numbers do not depend on how many hosts share the work.
+A branch is a cluster of members that still share their chunks: it is simulated, rendered and inferred once. The order
+of the rows follows from the scenes and plans alone, so the numbers do not depend on how many hosts share the work.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -22,6 +24,7 @@ from z1.errors import ConfigError, SimulatorError
 from z1.policy.policy import Policy
 from z1.policy.sampler import sample_chunk
 from z1.rollout.groups import Episode, RolloutCost, RolloutGroup, Rollouts, Tick
+from z1.rollout.tree import BranchPlan, Segment
 from z1.seeding import Seeds
 from z1.sims.pool import Member, SimPool
 from z1.types import Observations, Scene
@@ -35,23 +38,60 @@ class Exploration:
     """How chunks are sampled when the policy is to learn from them.
 
     Attributes:
-        noise_level: a, scale of the stochastic denoise step.
-        exclude_last_step: Whether the last denoise step is never the stochastic one.
+        noise_level: a, scale of the stochastic denoise steps.
+        stochastic_steps: M, how many of a chunk's denoise steps are stochastic.
+        exclude_last_step: Whether the last denoise step is never stochastic.
+        group_noise: Whether all members of a group start a chunk from the same initial noise.
         keep: What later training needs: the VLM ``prefix`` (VLM frozen) or the model ``inputs`` (VLM trains).
     """
 
     noise_level: float
     exclude_last_step: bool
     keep: str
+    stochastic_steps: int = 1
+    group_noise: bool = False
+
+
+@dataclass(slots=True)
+class _Branch:
+    """Members of a group that still share their chunks.
+
+    Attributes:
+        scene: Their scene.
+        handle: Where they live.
+        segment: The stretch that they are on.
+        origin: Equal for branches that see the same observation.
+        chunk: Number of the next chunk.
+        env_steps: Env steps since the start of the episode.
+    """
+
+    scene: Scene
+    handle: Member
+    segment: Segment
+    origin: int
+    chunk: int = 0
+    env_steps: int = 0
 
 
 @dataclass(slots=True)
 class _LiveGroup:
+    """A group under way.
+
+    Attributes:
+        order: Number of its scene, from 0.
+        scene: The scene.
+        plan: Where its members part.
+        episodes: One per member.
+        branches: The live ones, in order of their members.
+        segments: Those begun so far.
+    """
+
     order: int
     scene: Scene
-    members: list[Member]
+    plan: BranchPlan
     episodes: list[Episode]
-    live: list[int] = field(default_factory=list)
+    branches: list[_Branch]
+    segments: list[Segment] = field(default_factory=list)
 
 
 def check_chunk_length(policy: Policy, acting: ActingConfig) -> None:
@@ -94,6 +134,7 @@ class Collector:
         self._acting = acting
         self._live_members = live_members
         self._on_tick = on_tick
+        self._origins = 0
 
     def collect(
         self,
@@ -101,7 +142,7 @@ class Collector:
         seeds: Seeds,
         address: Sequence[str | int],
         *,
-        group_size: int,
+        plan: Callable[[int], BranchPlan],
         groups: int,
         explore: Exploration | None,
         keep: Callable[[RolloutGroup], bool] = lambda group: True,
@@ -113,7 +154,7 @@ class Collector:
             scenes: Where the next group's scene comes from.
             seeds: The run's random streams.
             address: Start of the path of every stream drawn here.
-            group_size: G.
+            plan: Where the members of a group part, by the number of its scene, from 0; all plans have the same G.
             groups: How many groups to keep; a group for which ``keep`` is false is replaced by the next scene.
             explore: How to sample for learning; None: ODE steps only, nothing is kept for training.
             keep: The group filter.
@@ -131,7 +172,7 @@ class Collector:
         ticks: list[Tick] = []
         live: list[_LiveGroup] = []
         finished: list[tuple[int, bool, RolloutGroup]] = []
-        capacity = max(1, self._live_members // group_size)
+        capacity = max(1, self._live_members // plan(0).group_size)
         started = 0
         while True:
             wanted = groups - len(live) - sum(kept for _, kept, _ in finished)
@@ -139,20 +180,22 @@ class Collector:
             if max_env_steps is not None and cost.env_steps >= max_env_steps:
                 room = 0
             fresh = list(islice(scenes, max(room, 0)))
-            live += self._start(fresh, group_size, started)
+            live += self._start(fresh, [plan(started + i) for i in range(len(fresh))], started, cost)
             started += len(fresh)
             if not live:
                 break
             self._tick(live, seeds, address, explore, ticks, cost)
-            for group in [g for g in live if not g.live]:
+            for group in [g for g in live if not g.branches]:
                 live.remove(group)
-                done = RolloutGroup(scene=group.scene, episodes=tuple(group.episodes))
+                segments = tuple(sorted(group.segments, key=Segment.sort_key))
+                done = RolloutGroup(scene=group.scene, episodes=tuple(group.episodes), segments=segments)
                 finished.append((group.order, keep(done), done))
             if self._on_tick is not None:
                 self._on_tick(cost.env_steps, len(finished))
         finished.sort(key=lambda entry: entry[0])
         _refuse_lost([group for _, _, group in finished])
         after = self._pool.counters
+        cost.env_steps_flat = sum(e.env_steps for _, _, group in finished for e in group.episodes)
         cost.renders = after.renders - before.renders
         cost.sim_s = after.sim_s - before.sim_s
         cost.render_s = after.render_s - before.render_s
@@ -164,20 +207,62 @@ class Collector:
             cost=cost,
         )
 
-    def _start(self, scenes: list[Scene], group_size: int, order: int) -> list[_LiveGroup]:
+    def _start(self, scenes: list[Scene], plans: list[BranchPlan], order: int, cost: RolloutCost) -> list[_LiveGroup]:
         if not scenes:
             return []
-        members = self._pool.start(scenes, group_size)
-        return [
-            _LiveGroup(
-                order=order + i,
-                scene=scene,
-                members=group,
-                episodes=[Episode(scene=scene, member=m) for m in range(group_size)],
-                live=list(range(group_size)),
+        began = time.perf_counter()
+        clusters = [plan.parts(tuple(range(plan.group_size)), 0) for plan in plans]
+        handles: list[list[Member]] = [[] for _ in scenes]
+        for count in sorted({len(parts) for parts in clusters}):
+            chosen = [i for i, parts in enumerate(clusters) if len(parts) == count]
+            for i, members in zip(chosen, self._pool.start([scenes[i] for i in chosen], count), strict=True):
+                handles[i] = members
+        cost.pool_s += time.perf_counter() - began
+        groups = []
+        for i, (scene, plan) in enumerate(zip(scenes, plans, strict=True)):
+            origin = self._new_origin()
+            branches = [
+                _Branch(scene=scene, handle=handle, segment=Segment(members=part, start=0), origin=origin)
+                for part, handle in zip(clusters[i], handles[i], strict=True)
+            ]
+            groups.append(
+                _LiveGroup(
+                    order=order + i,
+                    scene=scene,
+                    plan=plan,
+                    episodes=[Episode(scene=scene, member=m) for m in range(plan.group_size)],
+                    branches=branches,
+                    segments=[branch.segment for branch in branches],
+                )
             )
-            for i, (scene, group) in enumerate(zip(scenes, members, strict=True))
+        return groups
+
+    def _new_origin(self) -> int:
+        self._origins += 1
+        return self._origins
+
+    def _split(self, live: list[_LiveGroup], cost: RolloutCost) -> None:
+        """Makes the branches of the plans' branch points: forks share observation and past, and cost no env step."""
+        splitting = [
+            (group, branch, parts)
+            for group in live
+            for branch in group.branches
+            if len(parts := group.plan.parts(branch.segment.members, branch.chunk)) > 1
         ]
+        if not splitting:
+            return
+        began = time.perf_counter()
+        forks = self._pool.fork([b.handle for _, b, _ in splitting], [len(parts) - 1 for _, _, parts in splitting])
+        for (group, branch, parts), handles in zip(splitting, forks, strict=True):
+            children = [
+                replace(branch, handle=handle, segment=Segment(members=part, start=branch.chunk))
+                for part, handle in zip(parts, (branch.handle, *handles), strict=True)
+            ]
+            at = group.branches.index(branch)
+            group.branches[at : at + 1] = children
+            group.segments += [child.segment for child in children]
+            cost.forks += len(handles)
+        cost.fork_s += time.perf_counter() - began
 
     def _tick(
         self,
@@ -188,48 +273,58 @@ class Collector:
         ticks: list[Tick],
         cost: RolloutCost,
     ) -> None:
-        rows = [(group, m) for group in live for m in group.live]
-        members = [group.members[m] for group, m in rows]
-        episodes = [group.episodes[m] for group, m in rows]
-        observations = self._pool.observe(members)
+        self._split(live, cost)
+        rows = [(group, branch) for group in live for branch in group.branches]
+        branches = [branch for _, branch in rows]
+        handles = [branch.handle for branch in branches]
+        observed = time.perf_counter()
+        observations = self._pool.observe(handles)
         began = time.perf_counter()
-        tick, actions = self._act(observations, episodes, seeds, address, explore, cost)
-        cost.policy_s += time.perf_counter() - began
-        outcome = self._pool.step_chunk(members, actions[:, : self._acting.chunk_length])
+        tick, actions = self._act(observations, branches, seeds, address, explore, cost)
+        acted = time.perf_counter()
+        outcome = self._pool.step_chunk(handles, actions[:, : self._acting.chunk_length])
+        done = outcome.done
+        self._pool.release([handle for handle, ended in zip(handles, done, strict=True) if ended])
+        cost.policy_s += acted - began
+        cost.pool_s += time.perf_counter() - acted + began - observed
         cost.env_steps += int(outcome.executed.sum())
+        for row, (group, branch) in enumerate(rows):
+            branch.env_steps += int(outcome.executed[row])
+            branch.chunk += 1
+            branch.origin = self._new_origin()
+            branch.segment.length += 1
+            if explore is not None:
+                branch.segment.places.append((len(ticks), row))
+                branch.segment.states.append(observations.state[row])
+            if done[row]:
+                group.branches.remove(branch)
+                invalid = bool(outcome.invalid[row])
+                for member in branch.segment.members:
+                    episode = group.episodes[member]
+                    episode.success = bool(outcome.success[row]) and not invalid
+                    episode.invalid = invalid
+                    episode.env_steps, episode.chunk_count = branch.env_steps, branch.chunk
         if explore is not None:
             tick.executed.copy_(torch.from_numpy(outcome.executed))
-        done = outcome.done
-        for row, ((group, m), episode) in enumerate(zip(rows, episodes, strict=True)):
-            episode.env_steps += int(outcome.executed[row])
-            episode.chunk_count += 1
-            episode.success = bool(outcome.success[row]) and not outcome.invalid[row]
-            episode.invalid = bool(outcome.invalid[row])
-            if explore is not None:
-                episode.chunks.append((len(ticks), row))
-            if done[row]:
-                group.live.remove(m)
-        self._pool.release([member for member, ended in zip(members, done, strict=True) if ended])
-        if explore is not None:
             ticks.append(tick)
 
     @torch.no_grad()
     def _act(
         self,
         observations: Observations,
-        episodes: list[Episode],
+        branches: list[_Branch],
         seeds: Seeds,
         address: Sequence[str | int],
         explore: Exploration | None,
         cost: RolloutCost,
     ) -> tuple[Tick, np.ndarray]:
         policy, steps = self._policy, self._acting.denoise_steps
-        distinct, inverse = _distinct_observations(episodes)
+        distinct, inverse = _distinct_observations(branches)
         inputs = policy.prepare(observations.rows(distinct))
         prefix = policy.model.encode_prefix(inputs)
-        if len(distinct) < len(episodes):
+        if len(distinct) < len(branches):
             prefix = prefix.rows(torch.from_numpy(inverse))
-        noise, sde_index, sde_noise = _draw(episodes, seeds, address, policy, steps, explore)
+        noise, sde_index, sde_noise = _draw(branches, seeds, address, policy, steps, explore)
         sample = sample_chunk(
             policy.model,
             prefix,
@@ -244,63 +339,59 @@ class Collector:
         actions = policy.env_actions(sample.actions)
         cost.policy_calls += 1
         cost.vlm_prefixes += len(distinct)
-        cost.denoise_steps += steps * len(episodes)
+        cost.chunks += len(branches)
+        cost.denoise_steps += steps * len(branches)
         keeps_inputs = explore is not None and explore.keep == "inputs"
         tick = Tick(
             prefix=prefix if explore is not None and not keeps_inputs else None,
             inputs=inputs.rows(torch.from_numpy(inverse)) if keeps_inputs else None,
             sample=sample,
             executed_actions=policy.normalize_actions(actions),
-            executed=torch.zeros(len(episodes), dtype=torch.int64),
+            executed=torch.zeros(len(branches), dtype=torch.int64),
         )
         return tick, actions
 
 
-def _distinct_observations(episodes: list[Episode]) -> tuple[np.ndarray, np.ndarray]:
+def _distinct_observations(branches: list[_Branch]) -> tuple[np.ndarray, np.ndarray]:
     """Rows whose observation must be encoded, and for each row which of them is its own.
 
-    Members of a group share their first observation: it is encoded once.
+    Branches that have just parted, at the start or at a branch point, still see the same: it is encoded once.
     """
-    first: dict[object, int] = {}
-    distinct: list[int] = []
-    inverse = np.empty(len(episodes), dtype=np.int64)
-    for row, episode in enumerate(episodes):
-        key = episode.scene if episode.chunk_count == 0 else (episode.scene, episode.member)
-        if key not in first:
-            first[key] = len(distinct)
-            distinct.append(row)
-        inverse[row] = first[key]
-    return np.array(distinct), inverse
+    origins = np.array([branch.origin for branch in branches])
+    _, first, inverse = np.unique(origins, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))
+    return np.sort(first), rank[inverse]
 
 
 def _draw(
-    episodes: list[Episode],
+    branches: list[_Branch],
     seeds: Seeds,
     address: Sequence[str | int],
     policy: Policy,
     denoise_steps: int,
     explore: Exploration | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Initial noise, stochastic step and its noise of each chunk, from the chunk's own addressed stream."""
+    """Initial noise, stochastic steps and their noise of each chunk, from the chunk's own addressed stream."""
     shape = (policy.config.horizon, policy.config.action_dim)
-    noise = np.empty((len(episodes), *shape), dtype=np.float32)
-    sde_noise = np.empty_like(noise)
-    sde_index = np.empty(len(episodes), dtype=np.int64)
-    for row, episode in enumerate(episodes):
-        scene = episode.scene
-        rng = seeds.rng(*address, scene.task, scene.seed, "member", episode.member, "chunk", episode.chunk_count)
+    count = explore.stochastic_steps if explore is not None else 0
+    noise = np.empty((len(branches), *shape), dtype=np.float32)
+    sde_noise = np.empty((len(branches), count, *shape), dtype=np.float32)
+    sde_index = np.empty((len(branches), count), dtype=np.int64)
+    for row, branch in enumerate(branches):
+        scene, member = branch.scene, branch.segment.members[0]
+        rng = seeds.rng(*address, scene.task, scene.seed, "member", member, "chunk", branch.chunk)
         noise[row] = rng.standard_normal(shape, dtype=np.float32)
+        if explore is not None and explore.group_noise:
+            noise[row] = seeds.normal(shape, *address, scene.task, scene.seed, "group", "chunk", branch.chunk)
         if explore is not None:
-            sde_index[row] = rng.integers(denoise_steps - int(explore.exclude_last_step))
-            sde_noise[row] = rng.standard_normal(shape, dtype=np.float32)
+            choices = denoise_steps - int(explore.exclude_last_step)
+            sde_index[row] = np.sort(rng.choice(choices, size=count, replace=False))
+            sde_noise[row] = rng.standard_normal((count, *shape), dtype=np.float32)
     device = policy.device
+    initial = torch.from_numpy(noise).to(device)
     if explore is None:
-        return torch.from_numpy(noise).to(device), None, None
-    return (
-        torch.from_numpy(noise).to(device),
-        torch.from_numpy(sde_index).to(device),
-        torch.from_numpy(sde_noise).to(device),
-    )
+        return initial, None, None
+    return initial, torch.from_numpy(sde_index).to(device), torch.from_numpy(sde_noise).to(device)
 
 
 def _refuse_lost(groups: list[RolloutGroup]) -> None:

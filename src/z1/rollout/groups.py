@@ -1,9 +1,9 @@
-"""What an iteration's simulation leaves behind: ticks (one policy call for many members), episodes and groups."""
+"""What an iteration's simulation leaves behind: ticks (one policy call for many branches), episodes and groups."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from z1.policy.pi05 import ModelInput, PrefixCache
 from z1.policy.sampler import SampledChunk
+from z1.rollout.tree import Segment, SegmentWeights, membership, parents
 from z1.types import Scene
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
-    """One policy call for B members and what the simulator did with its chunks.
+    """One policy call for B branches and what the simulator did with their chunks.
 
     Attributes:
         prefix: VLM prefix of each row, or None when prefixes are not kept.
@@ -43,8 +44,8 @@ class Episode:
         member: Its number in the group, 0-based.
         success: Whether it reached the task's success.
         invalid: Whether the simulator lost it.
-        env_steps: Env steps executed.
-        chunks: (tick, row) of each of its chunks, in order; empty when chunks are not kept.
+        env_steps: Length in env steps, stretches that it shares with other members included.
+        chunk_count: Length in chunks, likewise.
     """
 
     scene: Scene
@@ -52,7 +53,6 @@ class Episode:
     success: bool = False
     invalid: bool = False
     env_steps: int = 0
-    chunks: list[tuple[int, int]] = field(default_factory=list)
     chunk_count: int = 0
 
 
@@ -63,10 +63,13 @@ class RolloutGroup:
     Attributes:
         scene: The scene.
         episodes: G episodes.
+        segments: S stretches of chunks, each executed once for the members that share it; in the order of
+            ``Segment.sort_key``, so that a parent stands before its children.
     """
 
     scene: Scene
     episodes: tuple[Episode, ...]
+    segments: tuple[Segment, ...]
 
     @property
     def success(self) -> np.ndarray:
@@ -80,8 +83,18 @@ class RolloutGroup:
 
     @property
     def chunk_counts(self) -> np.ndarray:
-        """int64 ``[G]``, chunks that each member executed."""
+        """int64 ``[G]``, length of each member's episode in chunks."""
         return np.array([e.chunk_count for e in self.episodes])
+
+    @property
+    def owns(self) -> np.ndarray:
+        """bool ``[S, G]``, members of each segment."""
+        return membership(self.segments, len(self.episodes))
+
+    @property
+    def parents(self) -> np.ndarray:
+        """int64 ``[S]``, number of the segment that each one grew out of, -1 for none."""
+        return parents(self.segments)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,25 +103,40 @@ class RolloutCost:
 
     Attributes:
         env_steps: Env steps executed.
-        renders: Observations rendered (all cameras of one member count as one per camera).
+        env_steps_flat: Env steps that the same episodes would have needed without shared segments.
+        renders: Images rendered.
         policy_calls: Batched calls of the policy.
+        chunks: Chunks sampled.
         vlm_prefixes: Observations encoded by the VLM.
         denoise_steps: Denoise steps, counted per chunk.
+        forks: Members made at branch points.
         policy_s: Seconds in the policy.
         sim_s: Seconds of physics, summed over the hosts.
         render_s: Seconds of rendering, summed over the hosts.
+        fork_s: Wall-clock seconds of making members at branch points.
+        pool_s: Wall-clock seconds in the simulators' other calls.
         total_s: Wall-clock seconds.
     """
 
     env_steps: int = 0
+    env_steps_flat: int = 0
     renders: int = 0
     policy_calls: int = 0
+    chunks: int = 0
     vlm_prefixes: int = 0
     denoise_steps: int = 0
+    forks: int = 0
     policy_s: float = 0.0
     sim_s: float = 0.0
     render_s: float = 0.0
+    fork_s: float = 0.0
+    pool_s: float = 0.0
     total_s: float = 0.0
+
+    @property
+    def overhead_s(self) -> float:
+        """Seconds of planning, branching and bookkeeping: neither policy nor simulation."""
+        return self.total_s - self.policy_s - self.pool_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,15 +163,15 @@ class Rollouts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingBatch:
-    """Chunks to train on. N rows.
+    """Chunks to train on. N rows, each with M stochastic denoise steps.
 
     Attributes:
         prefix: VLM prefix of each row; None when the VLM trains.
         inputs: Model input of each row; None when the VLM is frozen.
-        x_t: float32 ``[N, H, D]``, state before the stochastic denoise step.
-        x_next: float32 ``[N, H, D]``, state after it.
-        sde_index: int64 ``[N]``, number of the stochastic denoise step.
-        recorded_log_prob: float32 ``[N]``, log-prob of the chunk as computed while acting, nats.
+        x_t: float32 ``[N, M, H, D]``, state before each stochastic denoise step.
+        x_next: float32 ``[N, M, H, D]``, state after it.
+        sde_index: int64 ``[N, M]``, numbers of the stochastic denoise steps.
+        recorded_log_prob: float32 ``[N, M]``, log-probs of the steps as computed while acting, nats.
         actions: float32 ``[N, H, D]``, executed actions in model units, padded dims 0.
         executed_mask: bool ``[N, C]``, env steps of the chunk that were executed.
         positive: float32 ``[N]``, sum of its members' positive advantages.
@@ -222,13 +250,13 @@ _ROW_TENSORS = tuple(f.name for f in fields(TrainingBatch) if f.name not in ("pr
 
 
 def build_training_batch(
-    groups: tuple[RolloutGroup, ...], advantages: list[np.ndarray], ticks: tuple[Tick, ...], chunk_length: int
+    groups: tuple[RolloutGroup, ...], weights: list[SegmentWeights], ticks: tuple[Tick, ...], chunk_length: int
 ) -> TrainingBatch | None:
-    """Gathers the chunks of some groups, every valid member's, in the order group, member, chunk.
+    """Gathers the chunks of some groups in the order group, segment, chunk; each is one row, however many share it.
 
     Args:
         groups: N groups.
-        advantages: N arrays float64 ``[G]``.
+        weights: What the segments of each group count; those that count for no member are left out.
         ticks: The policy calls that the groups' chunks refer to.
         chunk_length: C.
 
@@ -236,12 +264,13 @@ def build_training_batch(
         The batch, or None when there is no chunk.
     """
     where: list[tuple[int, int]] = []
-    chunk_advantage: list[float] = []
-    for group, group_advantage in zip(groups, advantages, strict=True):
-        for episode, advantage in zip(group.episodes, group_advantage, strict=True):
-            if not episode.invalid:
-                where += episode.chunks
-                chunk_advantage += [float(advantage)] * len(episode.chunks)
+    counts: list[tuple[float, float, float]] = []
+    for group, weight in zip(groups, weights, strict=True):
+        rows = np.stack([weight.positive, weight.negative, weight.members], axis=1)
+        for segment, row in zip(group.segments, rows, strict=True):
+            if row[2] > 0:
+                where += segment.places
+                counts += [tuple(row)] * len(segment.places)
     if not where:
         return None
     tick_of = np.array([tick for tick, _ in where])
@@ -255,7 +284,7 @@ def build_training_batch(
 
     device = ticks[0].sample.x_t.device
     executed = gather(lambda tick: tick.executed).to(device)
-    advantage = torch.tensor(chunk_advantage, dtype=torch.float32, device=device)
+    positive, negative, members = torch.tensor(counts, dtype=torch.float32, device=device).unbind(1)
     keeps_prefix = ticks[used[0][0]].prefix is not None
     return TrainingBatch(
         prefix=PrefixCache.concat([ticks[t].prefix.rows(rows) for t, rows in used]).rows(inverse)
@@ -270,7 +299,7 @@ def build_training_batch(
         recorded_log_prob=gather(lambda tick: tick.sample.log_prob),
         actions=gather(lambda tick: tick.executed_actions),
         executed_mask=torch.arange(chunk_length, device=device)[None, :] < executed[:, None],
-        positive=advantage.clamp(min=0.0),
-        negative=advantage.clamp(max=0.0),
-        members=torch.ones(len(where), device=device),
+        positive=positive,
+        negative=negative,
+        members=members,
     )

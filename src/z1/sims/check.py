@@ -309,7 +309,7 @@ class _Checker:
     def forks(self) -> str:
         """Forks given the same actions agree; given others they part, and the origin stays where it was."""
         member, snapshot = self._under_way()
-        twins = self._pool.fork(member, 3)
+        (twins,) = self._pool.fork([member], [3])
         same, different = self._actions("forks", "same"), self._actions("forks", "different")
         runs = [play(self._pool, twin, actions) for twin, actions in zip(twins, (same, same, different), strict=True)]
         origin = self._pool.snapshot(member)

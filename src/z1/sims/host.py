@@ -406,7 +406,8 @@ class Host:
         if message.name == "look":
             return {}, runner.look(body["members"], body["cameras"], body["size"])
         if message.name == "fork":
-            runner.fork(body["member"], body["copies"])
+            for number, copies in body["forks"]:
+                runner.fork(number, copies)
             return {}, {}
         if message.name == "snapshot":
             return {}, {"snapshot": np.frombuffer(runner.snapshot(body["member"]), np.uint8)}

@@ -9,10 +9,8 @@ reports them as invalid, everything else goes on.
 
 from __future__ import annotations
 
-import itertools
-import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -20,52 +18,15 @@ import numpy as np
 from z1.errors import ConfigError, SimulatorError, UnknownNameError
 from z1.sims.adapter import MAX_IMAGE_SIZE
 from z1.sims.hosts import ATTEMPTS, Answer, HostGroup, Request
+from z1.sims.members import Member, MemberTable, Record, by_host, new_member
 from z1.sims.spec import SimCounters, SimSpec
 from z1.sims.suites import instruction, name_of, simulator_of
 from z1.types import ChunkOutcome, Observations, Scene, SimInfo
 
 __all__ = ["Member", "SimCounters", "SimPool", "SimSpec"]
 
-logger = logging.getLogger(__name__)
-
 MIN_TIMEOUT_S = 1.0
 """Shortest ``timeout_s``: hosts give several signs of life in that time, even on a machine that is busy."""
-
-_numbers = itertools.count(1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """An episode in progress, living on one host of one pool.
-
-    Attributes:
-        scene: Its scene.
-        id: Unique within the process.
-    """
-
-    scene: Scene
-    id: int
-
-
-@dataclass(slots=True, kw_only=True)
-class _Record:
-    """What the pool knows of a member.
-
-    Attributes:
-        member: Its handle.
-        host: Index of its host.
-        images: uint8 ``[V, height, width, 3]``, the last ones rendered; None: to be rendered when asked for.
-        state: float32 ``[S]``.
-        ended: No further chunk may be executed.
-        lost: Why it is lost; empty while it is not.
-    """
-
-    member: Member
-    host: int
-    images: np.ndarray | None = None
-    state: np.ndarray | None = None
-    ended: bool = False
-    lost: str = ""
 
 
 class SimPool:
@@ -99,7 +60,7 @@ class SimPool:
         self.info: SimInfo = self._hosts.info
         self.horizon = self._hosts.horizon
         self.counters: SimCounters = self._hosts.counters
-        self._records: dict[int, _Record] = {}
+        self._members = MemberTable(self.counters)
         self._tasks: list[set[str]] = [set() for _ in range(hosts)]
 
     def __enter__(self) -> SimPool:
@@ -113,11 +74,11 @@ class SimPool:
     def close(self) -> None:
         """Stops the hosts."""
         self._hosts.close()
-        self._records.clear()
+        self._members.clear()
 
     def host_of(self, member: Member) -> int:
         """Index of the host that a member lives on."""
-        return self._look_up([member])[0].host
+        return self._members.look_up([member])[0].host
 
     @property
     def host_pids(self) -> tuple[int, ...]:
@@ -130,39 +91,12 @@ class SimPool:
         answers, lost = self._hosts.ask(requests)
         for host, reason in lost.items():
             self._tasks[host] = set()
-            for record in self._records.values():
-                if record.host == host and not record.lost:
-                    self._lose(record, reason)
+            self._members.lose_host(host, reason)
         return answers
 
     def _refuse_closed(self) -> None:
         if not len(self._hosts):
             raise SimulatorError("this SimPool is closed")
-
-    def _lose(self, record: _Record, reason: str) -> None:
-        logger.warning("member %d of %s is lost: %s", record.member.id, record.member.scene.task, reason)
-        record.lost = reason
-        self.counters.invalid_members += 1
-
-    def _look_up(self, members: Iterable[Member]) -> list[_Record]:
-        records = []
-        for member in members:
-            record = self._records.get(member.id)
-            if record is None:
-                raise SimulatorError(
-                    f"member {member.id} of {member.scene.task} is not known to this SimPool; "
-                    "it was released or belongs to another pool"
-                )
-            records.append(record)
-        return records
-
-    def _by_host(self, records: Sequence[_Record]) -> dict[int, list[int]]:
-        """Row numbers of the members that are not lost, per host; members of a task stand together."""
-        rows: dict[int, list[int]] = {}
-        for row in sorted(range(len(records)), key=lambda row: (records[row].member.scene.task, row)):
-            if not records[row].lost:
-                rows.setdefault(records[row].host, []).append(row)
-        return rows
 
     def _image_shape(self, count: int) -> tuple[int, ...]:
         size = self.info.image_size
@@ -171,9 +105,7 @@ class SimPool:
     def _place(self, scenes: Sequence[Scene], members: int) -> list[int]:
         """A host for each scene: the one with the fewest living members, rather one that has the task compiled."""
         self._refuse_closed()
-        load = [0] * len(self._hosts)
-        for record in self._records.values():
-            load[record.host] += not record.ended and not record.lost
+        load = self._members.load(len(self._hosts))
         hosts = []
         for scene in scenes:
             host = min(range(len(load)), key=lambda h: (load[h], name_of(scene.task) not in self._tasks[h], h))
@@ -202,7 +134,7 @@ class SimPool:
             raise SimulatorError(f"start was asked for {members} members per scene; at least one is needed")
         for scene in scenes:
             self._check_task(scene.task)
-        groups = [[Member(scene=scene, id=next(_numbers)) for _ in range(members)] for scene in scenes]
+        groups = [[new_member(scene) for _ in range(members)] for scene in scenes]
         waiting = list(range(len(scenes)))
         for _ in range(ATTEMPTS):
             hosts = dict(zip(waiting, self._place([scenes[i] for i in waiting], members), strict=True))
@@ -217,9 +149,7 @@ class SimPool:
                 images, state = reply.images, reply.arrays["state"]
                 for row, i in enumerate(shares[host]):
                     for member in groups[i]:
-                        self._records[member.id] = _Record(
-                            member=member, host=host, images=images[row], state=state[row]
-                        )
+                        self._members.add(Record(member=member, host=host, images=images[row], state=state[row]))
             waiting = [i for i in waiting if hosts[i] not in replies]
             if not waiting:
                 return groups
@@ -241,9 +171,9 @@ class SimPool:
 
         A lost member's row holds what was seen last, or zeros.
         """
-        records = self._look_up(members)
+        records = self._members.look_up(members)
         missing = [record for record in records if record.images is None and not record.lost]
-        rows = self._by_host(missing)
+        rows = by_host(missing)
         requests = {
             host: Request(
                 "look",
@@ -267,7 +197,7 @@ class SimPool:
                 images[row], state[row] = record.images, record.state
         return self._observations(records, images, state)
 
-    def _observations(self, records: Sequence[_Record], images: np.ndarray, state: np.ndarray) -> Observations:
+    def _observations(self, records: Sequence[Record], images: np.ndarray, state: np.ndarray) -> Observations:
         instructions = tuple(instruction(record.member.scene.task) for record in records)
         return Observations(images=images, state=state, instructions=instructions)
 
@@ -284,10 +214,10 @@ class SimPool:
             SimulatorError: A member is unknown, has ended or appears twice, or the actions have a wrong shape or are
                 not finite.
         """
-        records = self._look_up(members)
+        records = self._members.look_up(members)
         actions = self._check_chunk(records, actions)
         self._balance(records)
-        rows = self._by_host(records)
+        rows = by_host(records)
         requests = {
             host: Request(
                 "step",
@@ -307,7 +237,7 @@ class SimPool:
             for i, row in enumerate(rows[host]):
                 record, reason = records[row], reply.body["lost"][i]
                 if reason:
-                    self._lose(record, reason)
+                    self._members.lose(record, reason)
                     continue
                 executed[row], success[row] = reply.arrays["executed"][i], reply.arrays["success"][i]
                 truncated[row] = reply.arrays["truncated"][i]
@@ -326,12 +256,12 @@ class SimPool:
             observations=self._observations(records, images, state),
         )
 
-    def _balance(self, records: Sequence[_Record]) -> None:
+    def _balance(self, records: Sequence[Record]) -> None:
         """Moves members from the host with the most to do to the one with the least, while they differ by two or more.
 
         A member moves only to a host that has its task compiled. Snapshots are exact, so moving changes time alone.
         """
-        shares: list[list[_Record]] = [[] for _ in range(len(self._hosts))]
+        shares: list[list[Record]] = [[] for _ in range(len(self._hosts))]
         for record in records:
             if not record.lost:
                 shares[record.host].append(record)
@@ -345,7 +275,7 @@ class SimPool:
                 return
             shares[idle].append(record)
 
-    def _move(self, record: _Record, host: int) -> bool:
+    def _move(self, record: Record, host: int) -> bool:
         """Moves a member to another host; False when a host was lost meanwhile."""
         member, source = record.member, record.host
         taken = self._ask({source: Request("snapshot", {"member": member.id})})
@@ -365,7 +295,7 @@ class SimPool:
         record.host = host
         return bool(self._ask({source: Request("release", {"members": [member.id]})}))
 
-    def _check_chunk(self, records: Sequence[_Record], actions: np.ndarray) -> np.ndarray:
+    def _check_chunk(self, records: Sequence[Record], actions: np.ndarray) -> np.ndarray:
         """The actions as float32, if they can be executed."""
         actions = np.asarray(actions)
         wanted = f"[{len(records)}, C, {self.info.action_dim}]"
@@ -392,26 +322,36 @@ class SimPool:
                 )
         return actions
 
-    def fork(self, member: Member, copies: int) -> list[Member]:
-        """New members in the state of an existing one, on its host; nothing is simulated.
+    def fork(self, members: Sequence[Member], copies: Sequence[int]) -> list[list[Member]]:
+        """New members in the state of existing ones, each on its origin's host; nothing is simulated.
 
-        If the host is lost meanwhile, the copies are lost as well: their first ``step_chunk`` reports them as invalid.
+        Copies of a member that is lost, or is lost meanwhile, are lost as well: their first ``step_chunk`` reports them
+        as invalid.
+
+        Args:
+            members: B members.
+            copies: How many copies of each.
+
+        Returns:
+            B lists of new members.
 
         Raises:
-            SimulatorError: The member is unknown or lost.
+            SimulatorError: A member is unknown.
         """
-        (record,) = self._look_up([member])
-        self._refuse_lost(record)
-        new = [Member(scene=member.scene, id=next(_numbers)) for _ in range(copies)]
-        body = {"member": member.id, "copies": [copy.id for copy in new]}
-        answered = self._ask({record.host: Request("fork", body)})
-        for copy in new:
-            self._records[copy.id] = replace(record, member=copy)
-        if not answered:
-            self.counters.invalid_members += copies
+        records = self._members.look_up(members)
+        new = [[new_member(member.scene) for _ in range(count)] for member, count in zip(members, copies, strict=True)]
+        requests = {
+            host: Request("fork", {"forks": [[members[row].id, [copy.id for copy in new[row]]] for row in share]})
+            for host, share in by_host(records).items()
+        }
+        self._ask(requests)
+        for record, group in zip(records, new, strict=True):
+            for copy in group:
+                self._members.add(replace(record, member=copy))
+            self.counters.invalid_members += len(group) * bool(record.lost)
         return new
 
-    def _refuse_lost(self, record: _Record) -> None:
+    def _refuse_lost(self, record: Record) -> None:
         if record.lost:
             raise SimulatorError(f"member {record.member.id} of {record.member.scene.task} is lost: {record.lost}")
 
@@ -421,7 +361,7 @@ class SimPool:
         Raises:
             SimulatorError: The member is unknown or lost.
         """
-        (record,) = self._look_up([member])
+        (record,) = self._members.look_up([member])
         self._refuse_lost(record)
         replies = self._ask({record.host: Request("snapshot", {"member": member.id})})
         self._refuse_lost(record)
@@ -439,7 +379,7 @@ class SimPool:
             SimulatorError: The snapshot is damaged or belongs to another scene or simulator version.
         """
         self._check_task(scene.task)
-        member = Member(scene=scene, id=next(_numbers))
+        member = new_member(scene)
         body = {
             "member": member.id,
             "task": name_of(scene.task),
@@ -454,12 +394,14 @@ class SimPool:
             replies = self._ask({place: request})
             if replies:
                 reply = replies[place]
-                self._records[member.id] = _Record(
-                    member=member,
-                    host=place,
-                    images=reply.images[0],
-                    state=reply.arrays["state"][0],
-                    ended=reply.body["ended"],
+                self._members.add(
+                    Record(
+                        member=member,
+                        host=place,
+                        images=reply.images[0],
+                        state=reply.arrays["state"][0],
+                        ended=reply.body["ended"],
+                    )
                 )
                 return member
         raise SimulatorError(
@@ -482,8 +424,8 @@ class SimPool:
             raise SimulatorError(
                 f"frames were asked for with {size} pixels; the size must be between 8 and {MAX_IMAGE_SIZE}"
             )
-        records = self._look_up(members)
-        rows = self._by_host(records)
+        records = self._members.look_up(members)
+        rows = by_host(records)
         requests = {
             host: Request(
                 "look",
@@ -503,8 +445,8 @@ class SimPool:
         Returns:
             float32 ``[B, A]``, within the action bounds.
         """
-        records = self._look_up(members)
-        rows = self._by_host(records)
+        records = self._members.look_up(members)
+        rows = by_host(records)
         requests = {
             host: Request("expert", {"members": [records[row].member.id for row in share]})
             for host, share in rows.items()
@@ -516,9 +458,8 @@ class SimPool:
 
     def release(self, members: Sequence[Member]) -> None:
         """Forgets members; those already forgotten are passed over."""
-        records = [self._records.pop(member.id) for member in members if member.id in self._records]
-        shares: dict[int, list[int]] = {}
-        for record in records:
-            if not record.lost:
-                shares.setdefault(record.host, []).append(record.member.id)
-        self._ask({host: Request("release", {"members": ids}) for host, ids in shares.items()})
+        records = self._members.pop(members)
+        shares = by_host(records).items()
+        self._ask(
+            {host: Request("release", {"members": [records[r].member.id for r in rows]}) for host, rows in shares}
+        )

@@ -18,6 +18,9 @@ from z1.rollout.groups import TrainingBatch
 from z1.seeding import Seeds
 from z1.train.objectives import Objective
 
+SIGNAL = 1e-6
+"""Smallest summed advantage of a chunk that counts as a signal; z-scores add up to zero only up to rounding."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateStats:
@@ -34,6 +37,7 @@ class UpdateStats:
         epochs_run: Update epochs begun.
         optimizer_steps: Optimizer steps taken; a minibatch without any gradient takes none.
         chunks: Chunks in the batch.
+        signal_chunks: Those of them whose members' advantages do not add up to zero.
         gradient_chunks: Chunks that went through a backward pass, every pass counted.
         acting_log_prob_gap: See ``Objective.begin``.
         seconds: Wall-clock seconds.
@@ -49,6 +53,7 @@ class UpdateStats:
     epochs_run: int
     optimizer_steps: int
     chunks: int
+    signal_chunks: int
     gradient_chunks: int
     acting_log_prob_gap: float
     seconds: float
@@ -109,7 +114,7 @@ class Learner:
             return None
         first = self._minibatches(len(batch), iteration, epoch=0)
         micro = [index for minibatch in first for index in minibatch.split(settings.microbatch)]
-        gap = self.objective.begin(self.policy.model, batch, micro, self._prefix)
+        gap = self.objective.begin(self.policy.model, batch, micro, self.prefix, ("iteration", iteration))
         passes: list[_Pass] = []
         steps = gradient_chunks = epochs = 0
         for epoch in range(settings.epochs):
@@ -142,6 +147,7 @@ class Learner:
             epochs_run=epochs,
             optimizer_steps=steps,
             chunks=len(batch),
+            signal_chunks=int(((batch.positive + batch.negative).abs() > SIGNAL).sum()),
             gradient_chunks=gradient_chunks,
             acting_log_prob_gap=gap,
             seconds=time.perf_counter() - began,
@@ -165,7 +171,7 @@ class Learner:
                 f"(it is {self._update.learning_rate:g}). The last checkpoint is sound."
             )
 
-    def _prefix(self, rows: TrainingBatch) -> PrefixCache:
+    def prefix(self, rows: TrainingBatch) -> PrefixCache:
         """The rows' VLM prefix: the cached one of a frozen VLM, or computed with gradient."""
         if rows.prefix is not None:
             return rows.prefix
@@ -179,7 +185,7 @@ class Learner:
         for number, part in enumerate(index.split(self._update.microbatch)):
             rows = batch.rows(part)
             terms = self.objective.terms(
-                self.policy.model, rows, part, self._prefix(rows), (*address, "microbatch", number)
+                self.policy.model, rows, part, self.prefix(rows), (*address, "microbatch", number)
             )
             loss = terms.loss / denominator
             if loss.requires_grad:

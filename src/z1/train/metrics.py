@@ -36,6 +36,9 @@ METRICS: dict[str, Metric] = {
     "iteration": Metric("number", "RL iteration, from 0; -1 is the validation before the first update"),
     "rollout/success": Metric("0..1", "Success rate of the training rollouts, which explore; dropped groups included"),
     "rollout/episodes": Metric("episodes", "Valid training rollouts of the iteration, dropped groups included"),
+    "rollout/prefix": Metric("chunks", "P, chunks until the last branch point; 0 with flat groups"),
+    "rollout/parting_chunk": Metric("chunk", "Where successes and failures have parted; adaptive P only"),
+    "rollout/shared_share": Metric("0..1", "Share of the episodes' env steps that sharing spared"),
     "rollout/groups_kept": Metric("groups", "Groups that were trained on"),
     "rollout/groups_dropped": Metric("groups", "Groups outside the filter on the mean return, replaced by new scenes"),
     "rollout/mean_steps": Metric("env steps", "Mean length of the training rollouts"),
@@ -51,6 +54,7 @@ METRICS: dict[str, Metric] = {
     "update/epochs_run": Metric("epochs", "Update epochs begun; fewer than configured after an early stop on the KL"),
     "update/optimizer_steps": Metric("steps", "Optimizer steps taken"),
     "update/chunks": Metric("chunks", "Chunks in the training batch"),
+    "update/signal_chunks": Metric("chunks", "Chunks of the batch whose members' advantages do not add up to zero"),
     "update/acting_log_prob_gap": Metric(
         "nats", "Largest difference between a log_prob recorded while acting and the same one recomputed for the update"
     ),
@@ -60,8 +64,10 @@ METRICS: dict[str, Metric] = {
     "eval/episodes": Metric("episodes", "Valid validation episodes"),
     "eval/mean_steps_to_success": Metric("env steps", "Mean env steps to the first success, of successful episodes"),
     "cost/env_steps": Metric("env steps", "Executed in training rollouts so far; a shared stretch counts once"),
+    "cost/env_steps_flat": Metric("env steps", "What the same episodes would have cost without shared segments so far"),
     "cost/renders": Metric("images", "Camera images rendered for training rollouts so far"),
-    "cost/policy_calls": Metric("calls", "Chunks sampled for training rollouts so far"),
+    "cost/policy_calls": Metric("calls", "Batched policy calls of training rollouts so far"),
+    "cost/chunks": Metric("chunks", "Chunks sampled for training rollouts so far"),
     "cost/vlm_prefixes": Metric("prefixes", "VLM prefixes computed so far"),
     "cost/denoise_steps": Metric("steps", "Denoise steps of the action expert so far, counted per sample"),
     "cost/gradient_chunks": Metric("chunks", "Chunks that went through a backward pass so far, every pass counted"),
@@ -71,6 +77,9 @@ METRICS: dict[str, Metric] = {
     "time/sim_s": Metric("seconds", "Stepping the simulators so far, measured inside the hosts and summed over them"),
     "time/render_s": Metric("seconds", "Rendering so far, measured inside the hosts and summed over them"),
     "time/policy_s": Metric("seconds", "Policy calls during rollouts so far, part of time/rollout_s"),
+    "time/overhead_s": Metric(
+        "seconds", "Planning, branching and bookkeeping of rollouts so far: neither policy nor simulators"
+    ),
     "time/total_s": Metric("seconds", "Wall-clock of the run so far, pauses between stop and resume left out"),
     "sft/step": Metric("steps", "Optimizer steps done"),
     "sft/loss": Metric("loss", "Flow-matching loss of the step's batch"),

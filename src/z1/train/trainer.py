@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from z1.algo.advantage import GroupFilter, group_advantages
-from z1.algo.reward import completion_returns
+from z1.algo.advantage import GroupFilter
 from z1.config import RlConfig
 from z1.eval.evaluate import EpisodeResult, evaluate_policy
 from z1.eval.stats import wilson
@@ -19,12 +20,15 @@ from z1.files import atomic_folder
 from z1.policy.policy import Policy
 from z1.rollout.collector import Collector, Exploration
 from z1.rollout.groups import RolloutCost, RolloutGroup, Rollouts, TrainingBatch, build_training_batch
+from z1.rollout.prefix import PrefixSchedule
+from z1.rollout.tree import SegmentWeights
 from z1.seeding import Seeds
 from z1.sims.pool import SimPool
 from z1.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from z1.train.learner import Learner, UpdateStats
 from z1.train.metrics import MetricsWriter
 from z1.train.objectives import make_objective
+from z1.train.score import advantage_weights_of, group_returns, success_weights_of
 from z1.types import SCENES_PER_SPLIT, Scene
 
 LAST, BEST = "checkpoints/last", "checkpoints/best"
@@ -81,22 +85,26 @@ class Trainer:
         )
         self.learner = Learner(policy, objective, config.update, self.seeds)
         self._filter = GroupFilter(low=config.rollout.filter_low, high=config.rollout.filter_high)
+        self.schedule = PrefixSchedule(config.rollout, -(-pool.horizon // config.acting.chunk_length))
 
     def run(self) -> TrainingState:
         """Runs to the last iteration, from the checkpoint's iteration after ``resume``."""
         began = time.perf_counter() - self.state.totals.get("time/total_s", 0.0)
-        if self.state.step == 0 and not (self.folder / LAST).exists():
+        if self.state.step == 0 and not (self.folder / "metrics.jsonl").exists():  # also after a stop inside _start
             self._start()
         while not self._finished():
             iteration = self.state.step
-            rollouts = self.collect(iteration)
+            prefix = self.schedule.prefix(self.progress)
+            rollouts = self.collect(iteration, prefix)
             batch = self.score(rollouts)
             stats = self.update(batch, iteration)
+            self.schedule.observe(rollouts.groups)
             self.state.step = iteration + 1
-            record = self._record(iteration, rollouts, stats)
+            record = self._record(iteration, rollouts, stats) | {"rollout/prefix": prefix}
+            before = self.state.totals.get("cost/env_steps", 0)
             self._count(rollouts.cost, stats)
             self.state.totals["time/total_s"] = time.perf_counter() - began
-            if self._validation_is_due():
+            if self._validation_is_due(before):
                 record |= self.validate(iteration)
                 self.state.totals["time/total_s"] = time.perf_counter() - began
             record |= self.state.totals
@@ -114,10 +122,26 @@ class Trainer:
         if not (self.folder / LAST).exists() and not (self.folder / "metrics.jsonl").exists():
             return
         self.state, extra = load_checkpoint(self.folder / LAST, self.policy, self.learner.optimizer)
-        self.learner.objective.load_state({name: t.to(self.policy.device) for name, t in extra.items()})
+        kept = _unprefixed(extra, "objective")
+        self.learner.objective.load_state({name: t.to(self.policy.device) for name, t in kept.items()})
+        self.schedule.load_state({name: t.numpy() for name, t in _unprefixed(extra, "schedule").items()})
 
-    def collect(self, iteration: int) -> Rollouts:
-        """Runs an iteration's groups; groups without a signal are replaced by new scenes."""
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, 0..1, by iterations or by the budget of env steps."""
+        config = self.config
+        shares = [self.state.step / config.iterations]
+        if config.env_step_budget:
+            shares.append(self.state.totals.get("cost/env_steps", 0) / config.env_step_budget)
+        return min(max(shares), 1.0)
+
+    def collect(self, iteration: int, prefix: int) -> Rollouts:
+        """Runs an iteration's groups; groups without a signal are replaced by new scenes.
+
+        Args:
+            iteration: Its number.
+            prefix: P, chunks until the last branch point.
+        """
         settings = self.config.rollout
         collector = Collector(
             self.pool,
@@ -132,22 +156,34 @@ class Trainer:
             self._scenes(iteration),
             self.seeds,
             ("iteration", iteration),
-            group_size=settings.group_size,
+            plan=lambda number: self.schedule.plan(prefix, number),
             groups=settings.groups,
             explore=Exploration(
                 noise_level=settings.noise_level,
+                stochastic_steps=settings.stochastic_steps,
+                group_noise=settings.initial_noise == "group",
                 exclude_last_step=settings.exclude_last_step,
                 keep="prefix" if self.config.update.mode == "expert" else "inputs",
             ),
-            keep=lambda group: self._filter.keeps(self._returns(group), group.valid),
+            keep=self.keeps,
             max_env_steps=settings.max_env_steps,
         )
 
+    def keeps(self, group: RolloutGroup) -> bool:
+        """The group filter: bounds on the mean return, and something to train on beyond what all members share."""
+        within = self._filter.keeps(group_returns(group, self.config.rollout), group.valid)
+        return within and bool(self.weights(group).members.any())
+
     def score(self, rollouts: Rollouts) -> TrainingBatch | None:
         """Returns, advantages, and the batch of chunks to train on (None when no group was kept)."""
-        bonus = self.config.rollout.all_success_advantage
-        advantages = [group_advantages(self._returns(g), g.success, g.valid, all_success=bonus) for g in rollouts.kept]
-        return build_training_batch(rollouts.kept, advantages, rollouts.ticks, self.config.acting.chunk_length)
+        weights = [self.weights(group) for group in rollouts.kept]
+        return build_training_batch(rollouts.kept, weights, rollouts.ticks, self.config.acting.chunk_length)
+
+    def weights(self, group: RolloutGroup) -> SegmentWeights:
+        """What each segment of a group counts in the loss."""
+        if self.config.update.objective == "filtered_bc":
+            return success_weights_of(group)
+        return advantage_weights_of(group, self.config.rollout)
 
     def update(self, batch: TrainingBatch | None, iteration: int) -> UpdateStats | None:
         """Runs the update epochs, if there is anything to learn from."""
@@ -189,13 +225,18 @@ class Trainer:
         spent_time = config.time_budget_s and totals.get("time/total_s", 0.0) >= config.time_budget_s
         return bool(self.state.step >= config.iterations or spent_steps or spent_time)
 
-    def _validation_is_due(self) -> bool:
-        every = self.config.validation.every
-        return (every > 0 and self.state.step % every == 0) or self._finished()
+    def _validation_is_due(self, before: float) -> bool:
+        """Whether to validate now; ``before`` is the number of env steps at the last chance."""
+        settings = self.config.validation
+        if settings.every_env_steps:
+            marks = (steps // settings.every_env_steps for steps in (before, self.state.totals["cost/env_steps"]))
+            return len(set(marks)) > 1 or self._finished()
+        return (settings.every > 0 and self.state.step % settings.every == 0) or self._finished()
 
     def _start(self) -> None:
         """Validates the policy to start from and writes the first checkpoint."""
-        validated = self.validate(-1) if self.config.validation.every else {}
+        settings = self.config.validation
+        validated = self.validate(-1) if settings.every or settings.every_env_steps else {}
         self.save()
         if validated:
             record = {"iteration": -1, **validated, **self.state.totals}
@@ -224,46 +265,54 @@ class Trainer:
             yield Scene.of_split(self.config.task, "train", index)
             number += 1
 
-    def _returns(self, group: RolloutGroup) -> np.ndarray:
-        return completion_returns(group.success, group.chunk_counts, self.config.rollout.reward_decay)
-
     def _save_to(self, name: str) -> None:
         save_checkpoint(
             self.folder / name,
             self.policy,
             self.learner.optimizer,
             self.state,
-            extra_tensors=self.learner.objective.state() if name == LAST else None,
+            extra_tensors=self._extra() if name == LAST else None,
         )
+
+    def _extra(self) -> dict[str, Tensor]:
+        """State beyond weights and optimizer that an exact resume needs."""
+        schedule = {f"schedule.{name}": torch.from_numpy(array) for name, array in self.schedule.state().items()}
+        return schedule | {f"objective.{name}": t for name, t in self.learner.objective.state().items()}
 
     def _add(self, key: str, value: float) -> None:
         self.state.totals[key] = self.state.totals.get(key, 0) + value
 
     def _count(self, cost: RolloutCost, stats: UpdateStats | None) -> None:
-        for name in ("env_steps", "renders", "policy_calls", "vlm_prefixes", "denoise_steps"):
+        counts = ("env_steps", "env_steps_flat", "renders", "policy_calls", "chunks", "vlm_prefixes", "denoise_steps")
+        for name in counts:
             self._add(f"cost/{name}", getattr(cost, name))
         self._add("cost/gradient_chunks", stats.gradient_chunks if stats else 0)
         self._add("time/rollout_s", cost.total_s)
         self._add("time/policy_s", cost.policy_s)
+        self._add("time/overhead_s", cost.overhead_s)
         self._add("time/sim_s", cost.sim_s)
         self._add("time/render_s", cost.render_s)
         self._add("time/update_s", stats.seconds if stats else 0.0)
 
     def _record(self, iteration: int, rollouts: Rollouts, stats: UpdateStats | None) -> dict[str, float]:
         episodes = [e for group in rollouts.groups for e in group.episodes if not e.invalid]
-        returns = np.concatenate([self._returns(g)[g.valid] for g in rollouts.groups])
+        returns = np.concatenate([group_returns(g, self.config.rollout)[g.valid] for g in rollouts.groups])
         record: dict[str, float] = {
             "iteration": iteration,
             "rollout/success": float(np.mean([e.success for e in episodes])),
             "rollout/return_mean": float(returns.mean()),
             "rollout/episodes": len(episodes),
             "rollout/mean_steps": float(np.mean([e.env_steps for e in episodes])),
+            "rollout/shared_share": 1.0 - rollouts.cost.env_steps / max(rollouts.cost.env_steps_flat, 1),
             "rollout/groups_kept": len(rollouts.kept),
             "rollout/groups_dropped": len(rollouts.dropped),
             "rollout/invalid_members": sum(int((~g.valid).sum()) for g in rollouts.groups),
         }
+        if self.schedule.parting is not None:
+            record["rollout/parting_chunk"] = self.schedule.parting
         if stats is not None:
             record |= {
+                "update/signal_chunks": stats.signal_chunks,
                 "update/loss": stats.loss,
                 "update/approx_kl": stats.approx_kl,
                 "update/clip_fraction": stats.clip_fraction,
@@ -277,3 +326,8 @@ class Trainer:
                 "update/acting_log_prob_gap": stats.acting_log_prob_gap,
             }
         return record
+
+
+def _unprefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose name starts with ``prefix.``, without it."""
+    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}

@@ -1,0 +1,115 @@
+"""From a study to the config of each run: recipe, overrides by dotted name, and what the study itself sets."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from z1.ablate.study import KINDS, Study, StudyTask, Variant
+from z1.config import RlConfig, config_from_dict, config_to_dict, require
+from z1.errors import ConfigError, UnknownNameError
+from z1.recipes import RL_RECIPES
+
+RESERVED: dict[str, str] = {
+    "policy": "tasks",
+    "task": "tasks",
+    "out": "--out",
+    "seed": "seeds",
+    "iterations": "env_step_budget",
+    "env_step_budget": "env_step_budget",
+    "time_budget_s": "env_step_budget",
+    "sim.horizon": "the tasks' horizon",
+    "sim.hosts": "--jobs",
+    "validation.every": "marks",
+    "validation.every_env_steps": "marks",
+    "validation.episodes": "validation_episodes",
+}
+"""Settings that an override may not name, and what says them instead."""
+
+ITERATIONS = 100_000
+"""Iterations of a run, more than any budget of env steps lasts for."""
+
+
+def run_config(study: Study, task: StudyTask, variant: Variant, seed: int, *, policy: str, out: str) -> RlConfig:
+    """The config of one RL run.
+
+    Overrides are put into the plain values and the config is built once from all of them, so that settings that only
+    make sense together can be given in any order.
+
+    Args:
+        study: The study.
+        task: The task.
+        variant: The variant.
+        seed: Run seed.
+        policy: Folder of the SFT policy.
+        out: Run folder.
+
+    Raises:
+        ConfigError: The settings are not allowed, each or together.
+        UnknownNameError: An override names no setting.
+    """
+    data = config_to_dict(RL_RECIPES[variant.recipe or study.recipe](policy, task.task, out))
+    settings = {
+        **_checked(study.set, "set"),
+        **_checked(variant.set, f"set of variant {variant.name!r}"),
+        "seed": seed,
+        "iterations": ITERATIONS,
+        "env_step_budget": study.env_step_budget,
+        "time_budget_s": 0.0,
+        "sim.horizon": task.horizon,
+        "sim.hosts": 1,
+        "validation.every": 0,
+        "validation.every_env_steps": study.mark_distance,
+        "validation.episodes": study.validation_episodes,
+    }
+    for name, value in settings.items():
+        section, _, key = name.rpartition(".")
+        (data[section] if section else data)[key] = value
+    try:
+        return config_from_dict(RlConfig, data, source="the study")
+    except ConfigError as error:
+        raise ConfigError(f"variant {variant.name!r} on {task.task}: {error}") from error
+
+
+def settings_of(cls: type, prefix: str = "") -> dict[str, Any]:
+    """Every setting of a config by dotted name, with its annotated type."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        hint = hints[f.name]
+        inner = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        found |= settings_of(hint, f"{prefix}{f.name}.") if inner else {prefix + f.name: hint}
+    return found
+
+
+def _checked(overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Overrides whose names are known and free, and whose values are of the settings' types.
+
+    Args:
+        overrides: Values by dotted name.
+        where: Place in the study, for messages.
+    """
+    known = settings_of(RlConfig)
+    for name, value in overrides.items():
+        if name not in known:
+            raise UnknownNameError(f"setting in {where}", name, known.keys() - RESERVED.keys())
+        if name in RESERVED:
+            raise ConfigError(
+                f"{where} names {name!r}, which the study sets for all runs; leave it out ({RESERVED[name]} says it)"
+            )
+        _check_type(known[name], f"{name} in {where}", value)
+    return dict(overrides)
+
+
+def _check_type(hint: Any, where: str, value: Any) -> None:
+    if typing.get_origin(hint) is Literal:
+        allowed = typing.get_args(hint)
+        require(value in allowed, where, value, "one of " + ", ".join(map(repr, allowed)))
+    elif hint is float:
+        finite = type(value) in (int, float) and math.isfinite(value)
+        require(finite, where, value, "a finite number")
+    else:
+        require(type(value) is hint, where, value, KINDS[hint])
