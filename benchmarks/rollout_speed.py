@@ -143,6 +143,7 @@ def measure_z1(task: str, hosts: int, groups: int, group_size: int) -> dict[str,
     """Env steps per second of a collection, and which part of the cores' time was useful."""
     from z1.config import ActingConfig
     from z1.rollout.collector import Collector, Exploration
+    from z1.rollout.tree import BranchPlan
     from z1.seeding import Seeds
     from z1.sims.pool import SimPool, SimSpec
     from z1.types import Scene
@@ -156,7 +157,7 @@ def measure_z1(task: str, hosts: int, groups: int, group_size: int) -> dict[str,
                 (Scene.of_split(f"metaworld/{task}", "train", i) for i in range(first, first + count)),
                 Seeds(0),
                 ("benchmark",),
-                group_size=group_size,
+                plan=lambda number: BranchPlan.flat(group_size),
                 groups=count,
                 explore=Exploration(noise_level=0.5, exclude_last_step=True, keep="prefix"),
             )

@@ -64,6 +64,8 @@ class RolloutConfig:
     """N, groups to train on per iteration. Groups outside the filter are replaced by new scenes."""
     group_size: int = 8
     """G, rollouts of the same scene."""
+    replay: float = 0.0
+    """Probability that a scene is drawn again from those whose last group had both outcomes, instead of a new one."""
     plan: Literal["flat", "shared_prefix", "tree"] = "flat"
     """Where members part: ``flat`` at once, ``shared_prefix`` after P chunks, ``tree`` in twos at
     floor(P / 2^(k - l)) chunks, l = 1..k, for groups of 2^k. What members share is executed once.
@@ -109,6 +111,7 @@ class RolloutConfig:
         require(self.groups >= 1, "rollout.groups", self.groups, "at least 1")
         require(self.group_size >= 2, "rollout.group_size", self.group_size, "at least 2, since members are compared")
         self._check_branching()
+        require(0 <= self.replay < 1, "rollout.replay", self.replay, "in [0, 1)")
         require(self.noise_level >= 0, "rollout.noise_level", self.noise_level, "at least 0")
         require(self.stochastic_steps >= 1, "rollout.stochastic_steps", self.stochastic_steps, "at least 1")
         require(0 < self.reward_decay <= 1, "rollout.reward_decay", self.reward_decay, "in (0, 1]")
@@ -144,6 +147,19 @@ class RolloutConfig:
             raise ConfigError(
                 f"rollout.plan is {self.plan!r} with rollout.prefix 0, which shares nothing; set rollout.prefix to the "
                 "chunks until the last branch point, or choose the plan 'flat'"
+            )
+        if self.advantage == "tree" and self.plan == "shared_prefix":
+            raise ConfigError(
+                "rollout.advantage 'tree' equals 'group' with rollout.plan 'shared_prefix', where all members part at "
+                "once; choose the plan 'tree'"
+            )
+        if self.advantage == "group" and self.tree_discount != 0.5:
+            raise ConfigError(
+                "rollout.tree_discount has no effect with rollout.advantage 'group'; leave it at 0.5, or choose 'tree'"
+            )
+        if self.all_success_advantage and not self.all_success_rule:
+            raise ConfigError(
+                "rollout.all_success_advantage has no effect without rollout.all_success_rule; leave it at 0"
             )
         if self.plan == "tree":
             require(
@@ -188,6 +204,10 @@ class UpdateConfig:
     """GRPO: how far above 1 a ratio counts."""
     target_kl: float = 0.03
     """GRPO: the update ends early when the mean approx_kl of a minibatch exceeds this."""
+    shorten_last_step: bool = False
+    """GRPO: whether the optimizer step that led beyond ``target_kl`` is shortened to it. Then every update goes as far
+    as the limit allows, whatever the learning rate.
+    """
     awfm_draws: int = 2
     """AWFM, filtered_bc: noise and time draws per chunk and optimizer step."""
     awfm_max_weight: float = 3.0
@@ -296,6 +316,16 @@ class RlConfig:
                 "rollout.prefix",
                 self.rollout.prefix,
                 f"less than the {chunks} chunks of an episode (sim.horizon / acting.chunk_length)",
+            )
+        if self.rollout.plan == "flat" and self.update.count == "segments":
+            raise ConfigError(
+                "update.count 'segments' has no effect with rollout.plan 'flat', where nothing is shared; "
+                "leave it at 'members'"
+            )
+        if self.update.objective == "filtered_bc" and self.rollout.advantage == "tree":
+            raise ConfigError(
+                "rollout.advantage has no effect with update.objective 'filtered_bc', which weighs successes alike; "
+                "leave it at 'group'"
             )
         if self.update.objective == "grpo":
             require(self.rollout.noise_level > 0, "rollout.noise_level", self.rollout.noise_level, "positive with GRPO")

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from toy import HORIZON, TASK, ToyDemonstrations, ToyPool, toy_policy
 from z1.config import ActingConfig, RlConfig, RolloutConfig, SftConfig, UpdateConfig, ValidationConfig
 from z1.errors import CheckpointError, ConfigError
 from z1.rollout import prefix
+from z1.rollout.scenes import SceneSource
 from z1.train.learner import Learner
 from z1.train.metrics import MetricsWriter, read_metrics
 from z1.train.sft import SftTrainer
@@ -121,6 +122,8 @@ TREES = replace(
 """Episodes of eight chunks, of which the first 1, 3 and 6 or fewer are shared."""
 
 RUNS = {name: replace(CONFIG, update=update) for name, update in UPDATES.items()} | {
+    "replayed scenes": replace(CONFIG, rollout=replace(CONFIG.rollout, groups=3, replay=0.9)),
+    "shortened steps": replace(CONFIG, update=replace(UPDATES["grpo"], target_kl=1e-4, shorten_last_step=True)),
     "tree": replace(TREES, update=UPDATES["grpo"]),
     "tree, linear": replace(
         TREES, update=UPDATES["awfm-negative"], rollout=replace(TREES.rollout, prefix_schedule="linear")
@@ -162,6 +165,16 @@ def test_two_iterations_and_two_more_equal_four(name: str, tmp_path: Path, monke
     start = toy_policy().model.state_dict()
     end = load_file(tmp_path / "parts" / LAST / "policy" / "model.safetensors")
     assert any(not torch.equal(end[key], start[key]) for key in start)
+
+
+def test_a_run_that_forgets_its_scenes_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative twin: what is replayed depends on what was seen before the stop."""
+    config = RUNS["replayed scenes"]
+    rl(tmp_path / "straight", config)
+    rl(tmp_path / "parts", replace(config, iterations=2))
+    monkeypatch.setattr(SceneSource, "load_state", lambda source, arrays: None)
+    rl(tmp_path / "parts", config, resume=True)
+    assert records_of(tmp_path / "straight")[3:] != records_of(tmp_path / "parts")[3:]
 
 
 @pytest.mark.usefixtures("restless")
@@ -278,8 +291,8 @@ def test_a_lost_checkpoint_is_an_error_and_the_records_stay(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("file", "content", "text"),
     [
-        ("state.json", b"[]", "state.json has format None; expected 'z1.training-state/1'"),
-        ("state.json", b'{"format": "z1.training-state/1", "optimizer_groups": []}', "does not fit the policy"),
+        ("state.json", b"[]", "state.json has format None; expected 'z1.training-state/2'"),
+        ("state.json", b'{"format": "z1.training-state/2", "optimizer_groups": []}', "does not fit the policy"),
         ("optimizer.safetensors", b"\0" * 20, "cannot be read"),
         ("extra.safetensors", None, "cannot be read"),
         ("policy/model.safetensors", b"\0" * 100, "model.safetensors"),
@@ -306,6 +319,20 @@ def test_a_checkpoint_without_its_counters_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         rl(tmp_path, resume=True)
     assert str(caught.value) == f"{path} is incomplete: 'totals'; use an older checkpoint"
+
+
+def test_a_checkpoint_from_before_the_prefix_schedule_is_refused(tmp_path: Path) -> None:
+    """It held the objective's tensors alone, under their bare names: nothing must be passed over in silence."""
+    config = replace(CONFIG, update=UPDATES["awfm"], iterations=1)
+    rl(tmp_path, config)
+    path, state = tmp_path / LAST / "extra.safetensors", tmp_path / LAST / "state.json"
+    kept = {name: t for name, t in load_file(path).items() if name.startswith("objective.")}
+    assert kept
+    save_file({name.removeprefix("objective."): t for name, t in kept.items()}, path)
+    state.write_text(json.dumps({**json.loads(state.read_text()), "format": "z1.training-state/1"}))
+    with pytest.raises(CheckpointError) as caught:
+        rl(tmp_path, replace(config, iterations=2), resume=True)
+    assert str(tmp_path / LAST) in str(caught.value)
 
 
 @pytest.mark.parametrize("success", [True, False])

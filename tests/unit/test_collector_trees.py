@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -198,6 +199,27 @@ def test_a_cluster_has_the_noise_of_its_first_member(policy: Policy, plan: Branc
                 np.testing.assert_array_equal(found, expected)
                 seen.add(found.tobytes())
     assert len(seen) == rollouts.cost.chunks
+
+
+@pytest.mark.parametrize("plan", [PLANS["flat"], TREE], ids=["flat", "tree"])
+def test_members_may_start_from_the_same_noise(policy: Policy, plan: BranchPlan) -> None:
+    """One draw per scene and chunk. What the stochastic step draws stays each cluster's own, and what it was before."""
+    explore = replace(EXPLORE, group_noise=True)
+    ours, own = (collect(policy, ToyPool(outcome=never), plan, groups=2, explore=e) for e in (explore, EXPLORE))
+    seen = set()
+    for group, twin in zip(ours.kept, own.kept, strict=True):
+        for segment, other in zip(group.segments, twin.segments, strict=True):
+            for chunk, (tick, row) in enumerate(segment.places, start=segment.start):
+                start = ours.ticks[tick].sample.x_t[row, 0].numpy()
+                expected = SEEDS.normal(start.shape, *ADDRESS, TASK, group.scene.seed, "group", "chunk", chunk)
+                np.testing.assert_array_equal(start, expected)
+                seen.add(start.tobytes())
+            (tick, row), (tock, column) = segment.places[0], other.places[0]
+            log_probs = ours.ticks[tick].sample.log_prob[row], own.ticks[tock].sample.log_prob[column]
+            torch.testing.assert_close(*log_probs, rtol=0, atol=1e-4)  # the density of the same draw
+    assert len(seen) == 2 * 8
+    after = ours.ticks[-1].sample.x_next[:, 0]
+    assert float((after[0] - after[1]).abs().max()) > 0.1
 
 
 def test_siblings_share_the_vlm_prefix_but_not_the_noise(policy: Policy) -> None:

@@ -52,6 +52,19 @@ NOTHING = (
         ),
         ({"tree_discount": -0.1}, "rollout.tree_discount is -0.1; it must be in [0, 1]"),
         ({"stochastic_steps": 0}, "rollout.stochastic_steps is 0; it must be at least 1"),
+        (
+            {"plan": "shared_prefix", "prefix": 3, "advantage": "tree"},
+            "rollout.advantage 'tree' equals 'group' with rollout.plan 'shared_prefix', where all members part at "
+            "once; choose the plan 'tree'",
+        ),
+        (
+            {"tree_discount": 0.0},
+            "rollout.tree_discount has no effect with rollout.advantage 'group'; leave it at 0.5, or choose 'tree'",
+        ),
+        (
+            {"all_success_advantage": 0.5, "all_success_rule": False},
+            "rollout.all_success_advantage has no effect without rollout.all_success_rule; leave it at 0",
+        ),
         ({"noise_level": -0.5}, "rollout.noise_level is -0.5; it must be at least 0"),
         ({"reward_decay": 0.0}, "rollout.reward_decay is 0.0; it must be in (0, 1]"),
         ({"all_success_advantage": -1.0}, "rollout.all_success_advantage is -1.0; it must be at least 0"),
@@ -70,8 +83,15 @@ def test_rollout_settings_that_are_refused(settings: dict[str, Any], text: str) 
         {},
         {"plan": "shared_prefix", "prefix": 3, "group_size": 6},
         {"plan": "tree", "prefix": 15, "group_size": 4, "prefix_schedule": "linear", "advantage": "tree"},
-        {"plan": "tree", "prefix": 15, "group_size": 16, "prefix_schedule": "adaptive", "tree_discount": 0.0},
-        {"plan": "tree", "prefix": 1, "group_size": 2, "tree_discount": 1.0},
+        {
+            "plan": "tree",
+            "prefix": 15,
+            "group_size": 16,
+            "prefix_schedule": "adaptive",
+            "advantage": "tree",
+            "tree_discount": 0.0,
+        },
+        {"plan": "tree", "prefix": 1, "group_size": 2, "advantage": "tree", "tree_discount": 1.0},
     ],
 )
 def test_rollout_settings_that_fit_together(settings: dict[str, Any]) -> None:

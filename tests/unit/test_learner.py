@@ -78,7 +78,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def gradient(learner: Learner, batch: TrainingBatch, index: Tensor) -> dict[str, Tensor]:
     """The gradient of one minibatch, not clipped."""
     micro = list(index.split(learner._update.microbatch))
-    learner.objective.begin(learner.policy.model, batch, micro, learner._prefix, ("test",))
+    learner.objective.begin(learner.policy.model, batch, micro, learner.prefix, ("test",))
     learner._backward(batch, index, ("test",))
     found = {n: p.grad.clone() for n, p in learner.policy.model.named_parameters() if p.grad is not None}
     assert any(float(g.abs().max()) > 0 for g in found.values())
@@ -196,6 +196,35 @@ def test_the_early_stop_takes_no_further_step(prefixes: TrainingBatch) -> None:
     unlimited = learner_of(epochs=4)
     assert unlimited.update(prefixes, 0).optimizer_steps == 4  # type: ignore[union-attr]
     assert not same(weights(unlimited), weights(once))
+
+
+def test_the_last_step_is_shortened_to_the_limit(prefixes: TrainingBatch) -> None:
+    """Whatever the learning rate: the weights lie on the line of the last step, where the KL is about the target."""
+    for learning_rate in (3e-3, 1e-2):
+        whole = learner_of(epochs=2, target_kl=1e-3, learning_rate=learning_rate)
+        start = weights(whole)
+        far = whole.update(prefixes, 0)
+        short = learner_of(epochs=2, target_kl=1e-3, learning_rate=learning_rate, shorten_last_step=True)
+        near = short.update(prefixes, 0)
+        assert far is not None
+        assert near is not None
+        assert far.approx_kl > 3e-3, "without it the step goes far beyond"
+        assert 0.3e-3 < near.approx_kl < 3e-3
+        assert (far.last_step_scale, near.optimizer_steps) == (1.0, 1)
+        assert 0.0 < near.last_step_scale < 0.7
+        ends = weights(whole)
+        for name, tensor in weights(short).items():
+            expected = torch.lerp(start[name].double(), ends[name].double(), near.last_step_scale)
+            torch.testing.assert_close(tensor.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_within_the_limit_is_left_whole(prefixes: TrainingBatch) -> None:
+    plain, limited = learner_of(epochs=3), learner_of(epochs=3, shorten_last_step=True)
+    plain.update(prefixes, 0)
+    stats = limited.update(prefixes, 0)
+    assert stats is not None
+    assert stats.last_step_scale == 1.0
+    assert same(weights(plain), weights(limited))
 
 
 def test_the_early_stop_ends_all_minibatches(prefixes: TrainingBatch) -> None:

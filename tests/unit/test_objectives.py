@@ -90,7 +90,7 @@ def grpo_pass(batch: TrainingBatch, scale: float = 0.12, **settings: Any) -> tup
     """Loss, gradients and number of clipped chunks under weights that have moved away from those that acted."""
     learner = learner_of(**settings)
     model, index = learner.policy.model, torch.arange(len(batch))
-    learner.objective.begin(model, batch, [index], learner._prefix, ADDRESS)
+    learner.objective.begin(model, batch, [index], learner.prefix, ADDRESS)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for weight in (model.action_out.weight, model.action_out.bias):
@@ -411,7 +411,7 @@ def test_the_repelling_gradient_does_not_depend_on_the_microbatch(rollouts: Roll
         learner = learner_of(objective="awfm", awfm_negative=1.0, microbatch=microbatch)
         chosen = learner.objective.select(bad)
         index = torch.arange(len(chosen))
-        learner.objective.begin(learner.policy.model, chosen, list(index.split(microbatch)), learner._prefix, ADDRESS)
+        learner.objective.begin(learner.policy.model, chosen, list(index.split(microbatch)), learner.prefix, ADDRESS)
         learner._backward(chosen, index, ADDRESS)
         return {n: p.grad for n, p in learner.policy.model.named_parameters() if p.grad is not None}
 

@@ -307,3 +307,13 @@ def test_the_filter_looks_at_the_mean_return(tmp_path: Path) -> None:
     kept = [trainer.keeps(group_of(outcomes)) for outcomes in ("----", "+---", "++--", "+++-", "++++")]
     assert kept == [False, False, True, False, False]
     assert not trainer.keeps(group_of("++--", lost=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("initial_noise", ["member", "group"])
+def test_how_chunks_are_sampled_follows_the_settings(tmp_path: Path, initial_noise: Any) -> None:
+    """With two denoise steps the first is the stochastic one, and the state before it the initial noise."""
+    rollout = replace(SETTINGS, groups=1, filter_low=0.0, filter_high=1.0, initial_noise=initial_noise)
+    rollouts = trainer_of(tmp_path, rollout).collect(0, 1)
+    starts = rollouts.ticks[1].sample.x_t[:, 0]
+    assert len(starts) == 4, "P = 1"
+    assert [bool((starts[0] == start).all()) for start in starts] == [True] + [initial_noise == "group"] * 3

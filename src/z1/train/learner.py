@@ -36,6 +36,7 @@ class UpdateStats:
         learning_rate: Of the action expert.
         epochs_run: Update epochs begun.
         optimizer_steps: Optimizer steps taken; a minibatch without any gradient takes none.
+        last_step_scale: What is left of the last one after ``update.shorten_last_step``; 1 when nothing was taken off.
         chunks: Chunks in the batch.
         signal_chunks: Those of them whose members' advantages do not add up to zero.
         gradient_chunks: Chunks that went through a backward pass, every pass counted.
@@ -52,6 +53,7 @@ class UpdateStats:
     learning_rate: float
     epochs_run: int
     optimizer_steps: int
+    last_step_scale: float
     chunks: int
     signal_chunks: int
     gradient_chunks: int
@@ -117,6 +119,8 @@ class Learner:
         gap = self.objective.begin(self.policy.model, batch, micro, self.prefix, ("iteration", iteration))
         passes: list[_Pass] = []
         steps = gradient_chunks = epochs = 0
+        last_step: _Step | None = None
+        scale = 1.0
         for epoch in range(settings.epochs):
             epochs = epoch + 1
             stop = False
@@ -130,11 +134,16 @@ class Learner:
                     self.optimizer.zero_grad(set_to_none=True)
                     break
                 if result.grad_norm > 0:  # otherwise momentum and weight decay alone would move the weights
+                    if settings.shorten_last_step:
+                        last_step = _Step(self._trained(), kl=result.kl / len(index))
                     self.optimizer.step()
                     steps += 1
                 self.optimizer.zero_grad(set_to_none=True)
             if stop:
                 break
+        if stop and last_step is not None:
+            scale = last_step.shorten(passes[-1].kl / len(index), settings.target_kl)
+            passes[-1] = self._measure(batch, index, passes[-1].grad_norm)
         last_count = len(index)
         return UpdateStats(
             loss=passes[0].loss,
@@ -146,12 +155,23 @@ class Learner:
             learning_rate=self._base_rates[0] * warmup,
             epochs_run=epochs,
             optimizer_steps=steps,
+            last_step_scale=scale,
             chunks=len(batch),
             signal_chunks=int(((batch.positive + batch.negative).abs() > SIGNAL).sum()),
             gradient_chunks=gradient_chunks,
             acting_log_prob_gap=gap,
             seconds=time.perf_counter() - began,
         )
+
+    def _trained(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @torch.no_grad()
+    def _measure(self, batch: TrainingBatch, index: Tensor, grad_norm: float) -> _Pass:
+        """Loss and KL of a minibatch at the present weights; the gradient norm is that of its last pass."""
+        result = self._evaluate(batch, index, ("measure",))
+        result.grad_norm = grad_norm
+        return result
 
     def _minibatches(self, count: int, iteration: int, epoch: int) -> list[Tensor]:
         """Row indices of an epoch's minibatches; with a single one the rows keep their order."""
@@ -180,6 +200,14 @@ class Learner:
 
     def _backward(self, batch: TrainingBatch, index: Tensor, address: tuple[str | int, ...]) -> _Pass:
         """Accumulates the gradient of a minibatch and clips it."""
+        result = self._evaluate(batch, index, address)
+        parameters = [p for p in self._trained() if p.grad is not None]
+        if parameters:
+            result.grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._update.grad_clip))
+        return result
+
+    def _evaluate(self, batch: TrainingBatch, index: Tensor, address: tuple[str | int, ...]) -> _Pass:
+        """Sums over a minibatch; accumulates its gradient where gradients are on."""
         result = _Pass()
         denominator = self.objective.denominator(batch, index)
         for number, part in enumerate(index.split(self._update.microbatch)):
@@ -194,7 +222,37 @@ class Learner:
             result.kl += terms.approx_kl_sum
             result.clipped += terms.clipped
             result.ratio_max = max(result.ratio_max, terms.ratio_max)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if parameters:
-            result.grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._update.grad_clip))
         return result
+
+
+class _Step:
+    """An optimizer step that may be taken back in part.
+
+    Args:
+        parameters: What the step will change.
+        kl: approx_kl before it.
+    """
+
+    def __init__(self, parameters: list[Tensor], *, kl: float) -> None:
+        self._parameters = parameters
+        self._before = [p.detach().clone() for p in parameters]
+        self._kl = kl
+
+    @torch.no_grad()
+    def shorten(self, kl: float, target: float) -> float:
+        """Moves the parameters back along the step until approx_kl is about the target.
+
+        The square root of a KL grows about linearly along a line.
+
+        Args:
+            kl: approx_kl after the step, above the target.
+            target: Where to end, at least the KL before the step.
+
+        Returns:
+            Share of the step that is left.
+        """
+        before = math.sqrt(max(self._kl, 0.0))
+        share = (math.sqrt(target) - before) / (math.sqrt(kl) - before)
+        for parameter, old in zip(self._parameters, self._before, strict=True):
+            parameter.copy_(torch.lerp(old, parameter, share))
+        return share

@@ -53,6 +53,7 @@ METRICS: dict[str, Metric] = {
     "update/learning_rate": Metric("1", "Learning rate of the action expert"),
     "update/epochs_run": Metric("epochs", "Update epochs begun; fewer than configured after an early stop on the KL"),
     "update/optimizer_steps": Metric("steps", "Optimizer steps taken"),
+    "update/last_step_scale": Metric("0..1", "What update.shorten_last_step left of the last optimizer step"),
     "update/chunks": Metric("chunks", "Chunks in the training batch"),
     "update/signal_chunks": Metric("chunks", "Chunks of the batch whose members' advantages do not add up to zero"),
     "update/acting_log_prob_gap": Metric(

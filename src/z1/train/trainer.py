@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from z1.algo.advantage import GroupFilter
-from z1.config import RlConfig
+from z1.config import RlConfig, require
 from z1.eval.evaluate import EpisodeResult, evaluate_policy
 from z1.eval.stats import wilson
 from z1.files import atomic_folder
@@ -21,6 +21,7 @@ from z1.policy.policy import Policy
 from z1.rollout.collector import Collector, Exploration
 from z1.rollout.groups import RolloutCost, RolloutGroup, Rollouts, TrainingBatch, build_training_batch
 from z1.rollout.prefix import PrefixSchedule
+from z1.rollout.scenes import SceneSource
 from z1.rollout.tree import SegmentWeights
 from z1.seeding import Seeds
 from z1.sims.pool import SimPool
@@ -29,7 +30,7 @@ from z1.train.learner import Learner, UpdateStats
 from z1.train.metrics import MetricsWriter
 from z1.train.objectives import make_objective
 from z1.train.score import advantage_weights_of, group_returns, success_weights_of
-from z1.types import SCENES_PER_SPLIT, Scene
+from z1.types import Scene
 
 LAST, BEST = "checkpoints/last", "checkpoints/best"
 
@@ -85,7 +86,15 @@ class Trainer:
         )
         self.learner = Learner(policy, objective, config.update, self.seeds)
         self._filter = GroupFilter(low=config.rollout.filter_low, high=config.rollout.filter_high)
-        self.schedule = PrefixSchedule(config.rollout, -(-pool.horizon // config.acting.chunk_length))
+        chunks = -(-pool.horizon // config.acting.chunk_length)
+        require(
+            config.rollout.prefix < chunks,
+            "rollout.prefix",
+            config.rollout.prefix,
+            f"less than the {chunks} chunks of an episode of {config.task}",
+        )
+        self.schedule = PrefixSchedule(config.rollout, chunks)
+        self.scenes = SceneSource(config.task, self.seeds, config.rollout.replay)
 
     def run(self) -> TrainingState:
         """Runs to the last iteration, from the checkpoint's iteration after ``resume``."""
@@ -99,6 +108,7 @@ class Trainer:
             batch = self.score(rollouts)
             stats = self.update(batch, iteration)
             self.schedule.observe(rollouts.groups)
+            self.scenes.observe(rollouts.groups)
             self.state.step = iteration + 1
             record = self._record(iteration, rollouts, stats) | {"rollout/prefix": prefix}
             before = self.state.totals.get("cost/env_steps", 0)
@@ -124,7 +134,8 @@ class Trainer:
         self.state, extra = load_checkpoint(self.folder / LAST, self.policy, self.learner.optimizer)
         kept = _unprefixed(extra, "objective")
         self.learner.objective.load_state({name: t.to(self.policy.device) for name, t in kept.items()})
-        self.schedule.load_state({name: t.numpy() for name, t in _unprefixed(extra, "schedule").items()})
+        for name, part in (("schedule", self.schedule), ("scenes", self.scenes)):
+            part.load_state({key: t.numpy() for key, t in _unprefixed(extra, name).items()})
 
     @property
     def progress(self) -> float:
@@ -153,7 +164,7 @@ class Trainer:
             ),
         )
         return collector.collect(
-            self._scenes(iteration),
+            self.scenes.draw(iteration),
             self.seeds,
             ("iteration", iteration),
             plan=lambda number: self.schedule.plan(prefix, number),
@@ -166,8 +177,14 @@ class Trainer:
                 keep="prefix" if self.config.update.mode == "expert" else "inputs",
             ),
             keep=self.keeps,
-            max_env_steps=settings.max_env_steps,
+            max_env_steps=self._env_steps_left(),
         )
+
+    def _env_steps_left(self) -> int:
+        """Env steps after which this iteration replaces no more groups: its own limit, or what the budget leaves."""
+        limit, budget = self.config.rollout.max_env_steps, self.config.env_step_budget
+        left = budget - int(self.state.totals.get("cost/env_steps", 0))
+        return min(limit, left) if budget else limit
 
     def keeps(self, group: RolloutGroup) -> bool:
         """The group filter: bounds on the mean return, and something to train on beyond what all members share."""
@@ -257,14 +274,6 @@ class Trainer:
             ),
         )
 
-    def _scenes(self, iteration: int) -> Iterator[Scene]:
-        """Training scenes of an iteration, without end."""
-        number = 0
-        while True:
-            index = self.seeds.integer(SCENES_PER_SPLIT, "iteration", iteration, "scene", number)
-            yield Scene.of_split(self.config.task, "train", index)
-            number += 1
-
     def _save_to(self, name: str) -> None:
         save_checkpoint(
             self.folder / name,
@@ -276,8 +285,10 @@ class Trainer:
 
     def _extra(self) -> dict[str, Tensor]:
         """State beyond weights and optimizer that an exact resume needs."""
-        schedule = {f"schedule.{name}": torch.from_numpy(array) for name, array in self.schedule.state().items()}
-        return schedule | {f"objective.{name}": t for name, t in self.learner.objective.state().items()}
+        arrays = {f"schedule.{name}": array for name, array in self.schedule.state().items()}
+        arrays |= {f"scenes.{name}": array for name, array in self.scenes.state().items()}
+        objective = {f"objective.{name}": t for name, t in self.learner.objective.state().items()}
+        return objective | {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _add(self, key: str, value: float) -> None:
         self.state.totals[key] = self.state.totals.get(key, 0) + value
@@ -322,6 +333,7 @@ class Trainer:
                 "update/learning_rate": stats.learning_rate,
                 "update/epochs_run": stats.epochs_run,
                 "update/optimizer_steps": stats.optimizer_steps,
+                "update/last_step_scale": stats.last_step_scale,
                 "update/chunks": stats.chunks,
                 "update/acting_log_prob_gap": stats.acting_log_prob_gap,
             }
