@@ -28,6 +28,8 @@ from z1.types import ChunkOutcome
 
 SMALL = {
     "--iterations": "1",
+    "--rollout.plan": "flat",
+    "--rollout.prefix": "0",
     "--rollout.groups": "2",
     "--rollout.group-size": "4",
     "--rollout.filter-low": "0",
@@ -126,6 +128,21 @@ def test_two_iterations_and_two_more_equal_four(sft_run: Path, tmp_path: Path) -
     assert_equal_runs(tmp_path / "four", tmp_path / "two")
     stored = json.loads((tmp_path / "two" / "config.json").read_text())["config"]
     assert (stored["iterations"], stored["sim"]["hosts"]) == (4, 2)
+
+
+def test_trees_share_env_steps_and_do_not_depend_on_the_hosts(sft_run: Path, tmp_path: Path) -> None:
+    changes = {"rollout__plan": "tree", "rollout__prefix": "2", "rollout__prefix_schedule": "adaptive"}
+    runs = [tmp_path / hosts for hosts in ("1", "3")]
+    for run in runs:
+        records = rl(sft_run, run, sim__hosts=run.name, iterations="2", **changes)
+    assert_equal_runs(*runs)
+    assert records[-1]["rollout/prefix"] <= 2
+    fixed = rl(sft_run, tmp_path / "fixed", rollout__plan="tree", rollout__prefix="2")[-1]
+    assert fixed["update/first_ratio_max"] == 0.0
+    assert fixed["rollout/prefix"] == 2
+    assert 0 < fixed["rollout/shared_share"] < 0.5
+    assert fixed["cost/env_steps"] < fixed["cost/env_steps_flat"]
+    assert fixed["cost/denoise_steps"] == 4 * fixed["cost/chunks"]
 
 
 def test_a_host_killed_in_mid_rollout_is_replaced(

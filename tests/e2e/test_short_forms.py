@@ -38,7 +38,7 @@ def trained(folder: Path, dataset: Path) -> Path:
 @pytest.fixture(scope="module")
 def improved(folder: Path, trained: Path) -> Path:
     small = ["--rollout.groups", "1", "--rollout.group-size", "2", "--sim.horizon", "24", "--validation.episodes", "2"]
-    small += ["--rollout.max-env-steps", "60"]
+    small += ["--rollout.max-env-steps", "60", "--rollout.prefix", "1"]
     arguments = ["--policy", trained, "--task", WINDOW, "--iterations", "1", "--out", folder / "R2"]
     assert z1("rl", *arguments, *small) == 0
     return folder / "R2"

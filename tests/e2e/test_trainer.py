@@ -368,6 +368,18 @@ def test_lost_members_are_counted_and_the_run_goes_on(tmp_path: Path) -> None:
         assert record["rollout/episodes"] == 4 * groups - record["rollout/invalid_members"]
 
 
+def test_the_budget_also_ends_the_refilling_within_an_iteration(tmp_path: Path) -> None:
+    """All groups fail and are replaced, 4 of 4 members with 8 env steps at a time, until 300 env steps are spent."""
+    wave = 4 * 4 * 8
+    config = replace(CONFIG, env_step_budget=300, iterations=50)
+    records = rl(tmp_path / "bounded", config, pool=ToyPool(outcome=lambda scene, member: False))
+    assert records[-1]["cost/env_steps"] == 3 * wave, "the wave in which the budget ends is finished"
+    free = rl(
+        tmp_path / "free", replace(config, env_step_budget=0, iterations=1), pool=ToyPool(outcome=lambda s, m: False)
+    )
+    assert free[-1]["cost/env_steps"] == 16 * wave, "without a budget the iteration's own limit of 2000"
+
+
 def test_the_env_step_budget_ends_the_run_with_a_validation(tmp_path: Path) -> None:
     one = rl(tmp_path / "one", replace(CONFIG, iterations=1))[-1]["cost/env_steps"]
     config = replace(CONFIG, env_step_budget=one + 1, iterations=50, validation=replace(CONFIG.validation, every=0))

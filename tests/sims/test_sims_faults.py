@@ -23,7 +23,11 @@ from z1.sims import protocol
 from z1.sims.pool import Member, SimPool
 from z1.sims.snapshot import decode_snapshot, encode_snapshot
 
-HOST_MODULES = ("types", "errors", *(f"sims/{name}" for name in ("protocol", "snapshot", "adapter", "rendering")))
+HOST_MODULES = (
+    "types",
+    "errors",
+    *(f"sims/{name}" for name in ("protocol", "snapshot", "adapter", "rendering", "meshes")),
+)
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ TREE: dict[str, Any] = {"name": "tree", "set": {"rollout.plan": "tree", "rollout
 
 def given(**changes: Any) -> dict[str, Any]:
     """A study file's content with some keys changed; None removes one."""
-    data = {"name": "s", "tasks": [DOOR], "variants": [{"name": "flat"}, TREE], "env_step_budget": 6000, **changes}
+    data = {"name": "s", "tasks": [DOOR], "variants": [{"name": "flat"}, TREE], "env_step_budget": 6000}
+    data |= {"recipe": "tiny-awfm"} | changes
     return {key: value for key, value in data.items() if value is not None}
 
 
@@ -43,7 +44,10 @@ def test_the_example_of_the_help_is_a_study(tmp_path: Path) -> None:
         ),
         recipe="tiny",
         set={"rollout.groups": 6},
-        variants=(Variant(name="flat"), Variant(name="tree", set={"rollout.plan": "tree", "rollout.prefix": 6})),
+        variants=(
+            Variant(name="flat", set={"rollout.plan": "flat", "rollout.prefix": 0}),
+            Variant(name="tree", set={"rollout.plan": "tree", "rollout.prefix": 6}),
+        ),
         seeds=(0, 1, 2),
         env_step_budget=60_000,
     )
@@ -176,7 +180,7 @@ def test_overrides_are_checked_together_and_the_variants_come_last() -> None:
             recipe="tiny",
             set={"rollout.groups": 6, "update.epochs": 2, "rollout.noise_level": 1},
             variants=[
-                {"name": "flat"},
+                {"name": "flat", "set": {"rollout.prefix": 0, "rollout.plan": "flat"}},
                 {"name": "tree", "set": {"rollout.prefix": 6, "rollout.plan": "tree", "update.epochs": 3}},
                 {"name": "awfm", "recipe": "tiny-awfm"},
             ],
@@ -190,7 +194,7 @@ def test_overrides_are_checked_together_and_the_variants_come_last() -> None:
 
 
 def test_what_the_study_sets() -> None:
-    study = study_from_dict(given(env_step_budget=6001, validation_episodes=7, recipe="paper"))
+    study = study_from_dict(given(env_step_budget=6001, validation_episodes=7, recipe="tiny"))
     config = config_of(study, 0)
     assert (config.policy, config.task, config.out, config.seed) == ("p", "metaworld/door-open", "o", 3)
     assert (config.env_step_budget, config.sim.horizon, config.sim.hosts) == (6001, 150, 1)

@@ -18,7 +18,7 @@ EXAMPLE = """{
             {"task": "metaworld/lever-pull", "horizon": 120, "policy": "runs/sft-lever"}],
   "recipe": "tiny",
   "set": {"rollout.groups": 6},
-  "variants": [{"name": "flat"},
+  "variants": [{"name": "flat", "set": {"rollout.plan": "flat", "rollout.prefix": 0}},
                {"name": "tree", "set": {"rollout.plan": "tree", "rollout.prefix": 6}}],
   "seeds": [0, 1, 2],
   "env_step_budget": 60000

@@ -13,6 +13,7 @@ import numpy as np
 from mujoco import gl_context
 
 from z1.errors import RenderError
+from z1.sims.meshes import coarse_copy
 
 _PROBE_XML = """<mujoco><worldbody>
 <light pos="0 0 3"/><geom type="plane" size="1 1 .1" rgba="1 0 0 1"/><geom size=".3" pos="0 0 .3" rgba="0 1 0 1"/>
@@ -71,7 +72,8 @@ class ModelRenderer:
 
         Args:
             model: ``mujoco.MjModel``; its visual settings are changed for ``quality="fast"``.
-            quality: ``fast`` (no shadows, reflections, multisampling) or ``default``.
+            quality: ``fast`` (no shadows, reflections, multisampling; for images up to the usual size also no detail of
+                meshes that would not show) or ``default``.
             size: Height and width of the usual image, in pixels.
         """
         self._model = model
@@ -85,7 +87,9 @@ class ModelRenderer:
         self._scene = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
         self._option = mujoco.MjvOption()
         assert not self._option.geomgroup[_HIDDEN_GROUP]
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        self._size = size
+        self._usual = _upload(coarse_copy(model, size) if self._fast else model)
+        self._large = None if self._fast else self._usual
         self._cameras: dict[str, Any] = {}
 
     def _camera(self, name: str) -> Any:
@@ -126,17 +130,32 @@ class ModelRenderer:
         """Renders a camera of the model into uint8 ``[size, size, 3]``, first row at the top of the camera's view."""
         size = image.shape[0]
         assert image.shape == (size, size, 3)
-        if size > self._buffer_size:
-            mujoco.mjr_resizeOffscreen(size, size, self._context)
-            self._buffer_size = size
+        context = self._context(size)
         self._update(data, self._camera(camera))
         view = mujoco.MjrRect(0, 0, size, size)
         pixels = np.empty((size, size, 3), np.uint8)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
-        mujoco.mjr_render(view, self._scene, self._context)
-        mujoco.mjr_readPixels(pixels, None, view, self._context)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
+        mujoco.mjr_render(view, self._scene, context)
+        mujoco.mjr_readPixels(pixels, None, view, context)
         image[:] = pixels[::-1]
+
+    def _context(self, size: int) -> Any:
+        """The uploaded model for images of a size, with room for them."""
+        if self._fast and size <= self._size:
+            return self._usual
+        if self._large is None:
+            self._large = _upload(self._model)
+        if size > self._buffer_size:
+            mujoco.mjr_resizeOffscreen(size, size, self._large)
+            self._buffer_size = size
+        return self._large
 
     def close(self) -> None:
         """Frees the GL objects."""
-        self._context.free()
+        self._usual.free()
+        if self._large is not None and self._large is not self._usual:
+            self._large.free()
+
+
+def _upload(model: Any) -> Any:
+    return mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
