@@ -208,6 +208,21 @@ def ablate(arguments: list[str]) -> int:
     return run_ablate(parse(AblateConfig, "ablate", arguments, also=study_help()))
 
 
+def convert(arguments: list[str]) -> int:
+    """Bring a policy from or to the layouts of LeRobot and openpi."""
+    from z1.convert import ConvertConfig, run_convert
+
+    run_convert(parse(ConvertConfig, "convert", arguments))
+    return 0
+
+
+def inspect(arguments: list[str]) -> int:
+    """Show what a checkpoint of z1, LeRobot or openpi holds and what it leaves open."""
+    from z1.convert import InspectConfig, run_inspect
+
+    return 0 if run_inspect(parse(InspectConfig, "inspect", arguments)) else 1
+
+
 def report(arguments: list[str]) -> int:
     """Make one HTML file of a run folder."""
     from z1.eval.report import write_report
@@ -294,6 +309,8 @@ COMMANDS: dict[str, Command] = {
         "rl": rl,
         "eval": evaluate,
         "ablate": ablate,
+        "convert": convert,
+        "inspect": inspect,
         "report": report,
         "tasks": tasks,
         "check-sim": check_sim,

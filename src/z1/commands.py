@@ -21,7 +21,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from z1.config import EvalConfig, RlConfig, SftConfig, SimConfig, config_to_dict
+from z1.config import EvalConfig, RlConfig, RolloutConfig, SftConfig, SimConfig, config_to_dict
+from z1.convert import open_policy
 from z1.data.lerobot import LeRobotDataset
 from z1.data.record import DemoConfig, DemoSummary, record_demonstrations
 from z1.errors import CheckpointError, ConfigError, DatasetError, RunFolderError
@@ -30,8 +31,10 @@ from z1.eval.stats import summarise
 from z1.eval.tables import evaluation_table
 from z1.eval.video import write_mp4
 from z1.files import read_json, write_json
+from z1.policy.checkpoints.load import open_checkpoint
+from z1.policy.checkpoints.locate import HUB, has_weights
 from z1.policy.config import PolicyConfig, ProcessorConfig
-from z1.policy.policy import Policy, read_config
+from z1.policy.policy import Policy
 from z1.rollout.collector import check_chunk_length
 from z1.rollout.videos import choose_scenes, film_episode
 from z1.sims.pool import SimPool, SimSpec
@@ -91,7 +94,7 @@ def policy_folder(path: str) -> Path:
     """
     folder = Path(path)
     for candidate in (folder / "policy", folder):
-        if (candidate / "model.safetensors").exists():
+        if has_weights(candidate):
             return candidate
     if not folder.exists():
         raise CheckpointError(f"policy {path} does not exist; give a run folder of z1 sft or z1 rl, or a policy folder")
@@ -106,6 +109,15 @@ def policy_folder(path: str) -> Path:
     )
 
 
+def policy_place(path: str) -> str | Path:
+    """What ``--policy`` means: a name on the Hugging Face hub (``hf:owner/name``), or ``policy_folder``.
+
+    Raises:
+        CheckpointError: There is no such folder.
+    """
+    return path if path.startswith(HUB) else policy_folder(path)
+
+
 def recipe_for_policy(path: str) -> str:
     """The name of the RL recipe made for a policy's size: ``tiny`` for a narrow VLM, else ``paper``.
 
@@ -113,9 +125,9 @@ def recipe_for_policy(path: str) -> str:
         path: What ``--policy`` says.
 
     Raises:
-        CheckpointError: There is no policy, or its config.json is damaged.
+        CheckpointError: There is no policy, or it is damaged.
     """
-    return "tiny" if read_config(policy_folder(path)).vlm.width < SMALL_WIDTH else "paper"
+    return "tiny" if open_checkpoint(policy_place(path)).sizes.vlm_width < SMALL_WIDTH else "paper"
 
 
 def open_pool(policy: Policy, task: str, sim: SimConfig) -> SimPool:
@@ -238,7 +250,7 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
 def _initial_sft_policy(config: SftConfig, dataset: LeRobotDataset) -> Policy:
     """The policy that ``--policy`` names, or a new one for the dataset's cameras, state and action."""
     if config.policy:
-        policy = Policy.load(policy_folder(config.policy))
+        policy = open_policy(policy_place(config.policy))
         missing = [camera for camera in policy.processor.cameras if camera not in dataset.cameras]
         if missing:
             raise DatasetError(
@@ -277,8 +289,8 @@ def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
         The run folder.
     """
     device = pick_device(config.device)
-    source = policy_folder(config.policy) if not resume else _saved_policy(config)
-    policy = Policy.load(source).to(device)
+    source = policy_place(config.policy) if not resume else _saved_policy(config)
+    policy = open_policy(source, device=device)
     check_chunk_length(policy, config.acting)
     with open_pool(policy, config.task, config.sim) as pool:
         if resume:
@@ -290,8 +302,7 @@ def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
             )
         update = config.update
         console.print(
-            f"RL on {config.task}: {update.objective}, {update.mode} training, "
-            f"{config.rollout.groups} groups of {config.rollout.group_size}, "
+            f"RL on {config.task}: {update.objective}, {update.mode} training, {_describe_groups(config.rollout)}, "
             f"{config.sim.hosts} simulator processes, {device}"
         )
         with ExitStack() as stack:
@@ -315,7 +326,14 @@ def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
     return run.path
 
 
-def _saved_policy(config: RlConfig) -> Path:
+def _describe_groups(rollout: RolloutConfig) -> str:
+    groups = f"{rollout.groups} groups of {rollout.group_size}"
+    if rollout.plan == "flat":
+        return groups
+    return f"{groups} ({rollout.plan.replace('_', ' ')}, {rollout.prefix_schedule} P of {rollout.prefix} chunks)"
+
+
+def _saved_policy(config: RlConfig) -> str | Path:
     """The policy folder with which a run continues: its last checkpoint's, or the one it started from.
 
     Raises:
@@ -325,7 +343,7 @@ def _saved_policy(config: RlConfig) -> Path:
     run = RunFolder.open(Path(config.out))
     check_resume(run.config, config, run.path, may_change=RL_MAY_CHANGE)
     saved = run.last_checkpoint / "policy"
-    return saved if saved.exists() else policy_folder(config.policy)
+    return saved if saved.exists() else policy_place(config.policy)
 
 
 def _show(bar: Progress, task: TaskID, progress: TrainerProgress) -> None:
@@ -359,8 +377,8 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
         simulator_of(task)
         if config.task.count(task) > 1:
             raise ConfigError(f"task names {task} {config.task.count(task)} times; name each task once")
-    folders = [policy_folder(path) for path in config.policy]
-    policies = [Policy.load(folder).to(device) for folder in folders]
+    places = [policy_place(path) for path in config.policy]
+    policies = [open_policy(place, device=device) for place in places]
     for policy in policies:
         check_chunk_length(policy, config.acting)
     episodes: list[dict[str, Any]] = []
@@ -446,7 +464,7 @@ def record_videos(config: EvalConfig, folder: Path, *, count: int = 3, camera: s
         camera: Camera to film with; empty: the policies' first.
     """
     chosen = choose_scenes(read_json(Path(config.out), RunFolderError), count)
-    policies = [Policy.load(policy_folder(path)) for path in config.policy[:2]]
+    policies = [open_policy(policy_place(path)) for path in config.policy[:2]]
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     with (

@@ -93,7 +93,7 @@ def test_help_shows_the_settings_of_the_recipe(capsys: pytest.CaptureFixture[str
     assert rates[0] != rates[1]
 
 
-@pytest.mark.parametrize("command", ["report", "tasks", "check-sim", "doctor"])
+@pytest.mark.parametrize("command", ["report", "tasks", "check-sim", "doctor", "convert", "inspect"])
 def test_help_of_the_small_commands(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
     assert f"usage: z1 {command} " in plain(capsys.readouterr().out)
@@ -139,7 +139,10 @@ def test_the_reader_of_the_output_may_leave() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["trian"], "unknown command 'trian'; known: ablate, check-sim, demo, demos, doctor, eval, report, rl, ... (1"),
+        (
+            ["trian"],
+            "unknown command 'trian'; known: ablate, check-sim, convert, demo, demos, doctor, eval, inspect, ... (1",
+        ),
         (["demoes"], "unknown command 'demoes'; did you mean 'demos' or 'demo'?"),
         (["rl", "--recipe", "papr"], "unknown recipe 'papr'; did you mean 'paper'?"),
         (["sft", "--recipe", "nano"], "unknown recipe 'nano'; known: pi05, tiny"),

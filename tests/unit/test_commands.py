@@ -13,6 +13,7 @@ from toy import TASK, ToyPool, toy_policy
 from z1 import commands
 from z1.config import RlConfig, RolloutConfig, SftConfig, SimConfig, UpdateConfig, config_to_dict
 from z1.errors import CheckpointError, ConfigError, RunFolderError
+from z1.policy.checkpoints.sizes import Sizes
 from z1.policy.config import PolicyConfig
 from z1.train.resume import RL_MAY_CHANGE, check_resume, stored_config, undone_on_error
 from z1.train.run_folder import RunFolder
@@ -43,7 +44,9 @@ def test_policy_folders(tmp_path: Path) -> None:
 
 def test_the_recipe_follows_the_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     toy_policy().save(tmp_path / "policy")
-    monkeypatch.setattr(commands, "read_config", lambda folder: PolicyConfig.pi05())
+    opened = commands.open_checkpoint(tmp_path)
+    published = replace(opened, sizes=Sizes.of_config(PolicyConfig.pi05()))
+    monkeypatch.setattr(commands, "open_checkpoint", lambda place: published)
     assert commands.recipe_for_policy(str(tmp_path)) == "paper"
 
 

@@ -145,6 +145,7 @@ LEVELS = {
     "train": 3,
     "recipes": 3,
     "doctor": 3,
+    "convert": 3,
     "commands": 4,
     "demo": 4,
     "ablate": 4,

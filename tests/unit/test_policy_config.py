@@ -114,7 +114,8 @@ def test_action_bounds_are_one_or_what_was_demonstrated() -> None:
         ({"resize": "x"}, "processor.resize is 'x'; it must be one of pil_antialias, torch_bilinear"),
         (
             {"normalization": "x"},
-            "processor.normalization is 'x'; it must be one of quantile_openpi, quantile_lerobot, mean_std",
+            "processor.normalization is 'x'; it must be one of quantile_openpi, quantile_lerobot, mean_std, "
+            "mean_std_openpi",
         ),
         ({"state_dim": 5}, "processor.state_dim is 5, but the statistics have 4 dims; they must agree"),
         ({"action_low": None}, "processor.action_low and action_high must be given together, or neither"),

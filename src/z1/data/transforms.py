@@ -19,14 +19,19 @@ if TYPE_CHECKING:
 
 Vectors = TypeVar("Vectors", np.ndarray, "torch.Tensor")
 
-NormalizerMode = Literal["quantile_openpi", "quantile_lerobot", "mean_std"]
+NormalizerMode = Literal["quantile_openpi", "quantile_lerobot", "mean_std", "mean_std_openpi"]
 NORMALIZER_MODES: tuple[str, ...] = get_args(NormalizerMode)
 
 LARGEST_NORMALISED = 1e3
 """No value of the data, and none that lies 0.001 beside it, may be normalised to a larger magnitude."""
 
-_NEEDED = {"quantile_openpi": ("q01", "q99"), "quantile_lerobot": ("q01", "q99"), "mean_std": ("mean", "std")}
-_EPSILON = {"quantile_openpi": 1e-6, "quantile_lerobot": 1e-8, "mean_std": 1e-8}
+_NEEDED = {
+    "quantile_openpi": ("q01", "q99"),
+    "quantile_lerobot": ("q01", "q99"),
+    "mean_std": ("mean", "std"),
+    "mean_std_openpi": ("mean", "std"),
+}
+_EPSILON = {"quantile_openpi": 1e-6, "quantile_lerobot": 1e-8, "mean_std": 1e-8, "mean_std_openpi": 1e-6}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +57,12 @@ class Normalizer:
     * ``quantile_lerobot``: ``y = 2 * (x - q01) / (q99 - q01) - 1`` in float32, the divisor replaced by 1e-8 only where
       it is exactly 0; ``x = (y + 1) / 2 * (q99 - q01) + q01``.
     * ``mean_std``: ``y = (x - mean) / (std + 1e-8)``, ``x = y * std + mean`` in float32, as LeRobot does.
+    * ``mean_std_openpi``: ``y = (x - mean) / (std + 1e-6)``, ``x = y * (std + 1e-6) + mean`` in float64.
 
     A torch tensor keeps its dtype and device.
 
-    Dims without variation are dangerous in all modes: a state that leaves its constant by 0.001 becomes huge. The two
-    LeRobot modes refuse them at construction. ``quantile_openpi`` accepts an exactly constant dim, because the 1e-6
+    Dims without variation are dangerous in all modes: a state that leaves its constant by 0.001 becomes huge. All modes
+    but ``quantile_openpi`` refuse them at construction. That one accepts an exactly constant dim, because the 1e-6
     makes it a well defined constant -1 (the usual case: an action dim that a task's demonstrations never change). A dim
     whose rare outliers would be normalised beyond 1000 is refused as well; only the state in ``quantile_openpi`` is
     exempt, because it reaches the model in bins that end at -1 and 255, where such values do no harm.
@@ -188,7 +194,7 @@ class Normalizer:
         bad = np.flatnonzero(largest > LARGEST_NORMALISED)
         if len(bad):
             dim = int(bad[0])
-            spread = "std" if self.mode == "mean_std" else "q99 - q01"
+            spread = "std" if self.mode.startswith("mean_std") else "q99 - q01"
             other = "'mean_std'" if self.mode == "quantile_openpi" else "'quantile_openpi' (constant dims stay at -1)"
             raise ConfigError(
                 f"normalisation of {self.name}: dim {dim} hardly varies ({spread} = "
@@ -205,11 +211,14 @@ class Normalizer:
 
 
 def _affine(mode: str, stats: FeatureStats) -> _Affine:
-    dtype: type[np.floating[Any]] = np.float64 if mode == "quantile_openpi" else np.float32
+    dtype: type[np.floating[Any]] = np.float64 if mode.endswith("_openpi") else np.float32
     first, second = (np.asarray(stats.vector(field), dtype=dtype) for field in _NEEDED[mode])
     epsilon = dtype(_EPSILON[mode])
     if mode == "mean_std":
         return _Affine(dtype=dtype, offset=first, divisor=second + epsilon, factor=second, gain=1.0, shift=0.0)
+    if mode == "mean_std_openpi":
+        spread = second + epsilon
+        return _Affine(dtype=dtype, offset=first, divisor=spread, factor=spread, gain=1.0, shift=0.0)
     if mode == "quantile_openpi":
         spread = second - first + epsilon
     else:

@@ -3,7 +3,7 @@
 policy/
   model.safetensors    the network's parameters, by the names of ``Pi05``
   config.json          {"format": "z1.policy/1", "policy": sizes, "processor": processing with statistics}
-  tokenizer.model      the sentencepiece model
+  tokenizer.model      the sentencepiece model; or tokenizer.json, one of the tokenizers package
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from z1.errors import CheckpointError, ConfigError
 from z1.files import atomic_folder, read_json, write_json
 from z1.policy.config import PolicyConfig, ProcessorConfig
 from z1.policy.images import letterbox
-from z1.policy.pi05 import ModelInput, Pi05
-from z1.policy.tokenizer import Tokenizer, build_prompt
-from z1.policy.weights import read_tensors, with_tensors
+from z1.policy.pi05 import ModelInput, Pi05, PrefixCache
+from z1.policy.sampler import SampledChunk, chunk_log_prob, sample_chunk
+from z1.policy.tensor_files import MODEL_FILE, OnBytes, TensorFiles
+from z1.policy.tokenizer import SENTENCEPIECE_FILE, Tokenizer, build_prompt, stored_tokenizer
+from z1.policy.weights import check_rules, own_rules, read_into, read_model
 from z1.seeding import Seeds
 from z1.types import Observations
 
 FORMAT = "z1.policy/1"
-MODEL_FILE, CONFIG_FILE, TOKENIZER_FILE = "model.safetensors", "config.json", "tokenizer.model"
+CONFIG_FILE, TOKENIZER_FILE = "config.json", SENTENCEPIECE_FILE
 
 
 class Policy:
@@ -129,6 +131,62 @@ class Policy:
             token_mask=torch.from_numpy(token_mask).to(self.device),
         )
 
+    def encode_prefix(self, inputs: ModelInput) -> PrefixCache:
+        """Runs the VLM once per observation; see ``Pi05.encode_prefix``."""
+        return self.model.encode_prefix(inputs)
+
+    def velocity(self, prefix: PrefixCache, x_t: Tensor, t: Tensor) -> Tensor:
+        """The flow's velocity ``[B, H, D]``; see ``Pi05.velocity``."""
+        return self.model.velocity(prefix, x_t, t)
+
+    def sample_chunk(
+        self,
+        prefix: PrefixCache,
+        *,
+        initial_noise: Tensor,
+        denoise_steps: int,
+        noise_level: float = 0.0,
+        sde_index: Tensor | None = None,
+        sde_noise: Tensor | None = None,
+        executed_steps: int,
+    ) -> SampledChunk:
+        """Denoises B chunks, over the processor's action dims; see ``z1.policy.sampler.sample_chunk``."""
+        return sample_chunk(
+            self.model,
+            prefix,
+            initial_noise=initial_noise,
+            denoise_steps=denoise_steps,
+            noise_level=noise_level,
+            sde_index=sde_index,
+            sde_noise=sde_noise,
+            executed_steps=executed_steps,
+            action_dim=self.processor.action_dim,
+        )
+
+    def chunk_log_prob(
+        self,
+        prefix: PrefixCache,
+        *,
+        x_t: Tensor,
+        x_next: Tensor,
+        sde_index: Tensor,
+        denoise_steps: int,
+        noise_level: float,
+        executed_mask: Tensor,
+    ) -> Tensor:
+        """Log-probs of recorded stochastic steps ``[B, M]``; see ``z1.policy.sampler.chunk_log_prob``."""
+        return chunk_log_prob(
+            self.model,
+            prefix,
+            x_t=x_t,
+            x_next=x_next,
+            sde_index=sde_index,
+            denoise_steps=denoise_steps,
+            noise_level=noise_level,
+            executed_mask=executed_mask,
+            action_dim=self.processor.action_dim,
+        )
+
     def _tokenise(self, observations: Observations) -> tuple[np.ndarray, np.ndarray]:
         processor, normalizer = self.processor, self._state_normalizer
         states: list[Any] = [None] * len(observations)
@@ -186,27 +244,40 @@ class Policy:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         with atomic_folder(Path(path), replace=replace) as folder:
             save_file(tensors, folder / MODEL_FILE, metadata={"format": "pt"})
-            (folder / TOKENIZER_FILE).write_bytes(self.tokenizer.serialised)
+            (folder / self.tokenizer.file_name).write_bytes(self.tokenizer.serialised)
             write_json(
                 folder / CONFIG_FILE,
                 {"format": FORMAT, "policy": self.config.to_json(), "processor": self.processor.to_json()},
             )
 
     @classmethod
-    def load(cls, path: Path | str) -> Policy:
-        """Reads a policy's folder.
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        on_bytes: OnBytes | None = None,
+    ) -> Policy:
+        """Reads a policy's folder as z1 writes it; ``z1.policy.load_policy`` reads those of others as well.
+
+        Args:
+            path: The folder.
+            dtype: Of the network, see ``z1.policy.weights.parameter_dtype``.
+            device: Of the network.
+            on_bytes: Told about progress.
 
         Raises:
             CheckpointError: Something is missing, damaged, of another version or does not fit.
         """
         folder = Path(path)
-        value = _read_config_json(folder)
-        config = read_config(folder)
-        processor = ProcessorConfig.from_json(value.get("processor"), source=str(folder / CONFIG_FILE))
-        tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
-        tensors = read_tensors(folder / MODEL_FILE, _shapes(config))
+        config, processor = read_settings(folder)
+        tokenizer = Tokenizer.load(stored_tokenizer(folder))
+        files, rules = TensorFiles.of_folder(folder), own_rules(config)
+        check_rules(files, rules)
+        model = read_model(config, files, rules, dtype=dtype, device=device, on_bytes=on_bytes)
         try:
-            return cls(with_tensors(config, tensors), processor, tokenizer)
+            return cls(model, processor, tokenizer)
         except ConfigError as error:
             raise CheckpointError(f"{folder}: {error}") from None
 
@@ -218,8 +289,21 @@ class Policy:
         """
         folder = Path(path)
         _read_config_json(folder)
-        tensors = read_tensors(folder / MODEL_FILE, _shapes(self.config))
-        self.model.load_state_dict(tensors, strict=True)
+        files, rules = TensorFiles.of_folder(folder), own_rules(self.config)
+        check_rules(files, rules)
+        read_into(self.model.state_dict(), files, rules)
+
+
+def read_settings(path: Path | str) -> tuple[PolicyConfig, ProcessorConfig]:
+    """Sizes and processing of a saved policy, without reading its weights.
+
+    Raises:
+        CheckpointError: There is no policy, or its config.json is damaged or of another version.
+    """
+    folder = Path(path)
+    value, source = _read_config_json(folder), str(folder / CONFIG_FILE)
+    processor = ProcessorConfig.from_json(value.get("processor"), source=source)
+    return PolicyConfig.from_json(value.get("policy"), source=source), processor
 
 
 def read_config(path: Path | str) -> PolicyConfig:
@@ -245,7 +329,3 @@ def _read_config_json(folder: Path) -> dict[str, Any]:
             "it is no policy of z1, or of another version"
         )
     return value
-
-
-def _shapes(config: PolicyConfig) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in Pi05.blank(config).state_dict().items()}

@@ -64,7 +64,7 @@ class VisionEncoder(nn.Module):
         # A convolution whose stride is its kernel size, as one matrix product.
         patches = images.view(-1, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
         x = self.patch(patches.reshape(-1, grid * grid, 3 * patch * patch).to(self.patch.weight.dtype))
-        x = x + self.position
+        x = (x + self.position).to(self.norm.weight.dtype)
         for layer in self.layers:
             x = layer(x)
         return self.norm(x)

@@ -1,4 +1,4 @@
-"""Tensors in files: reading safetensors strictly, and the tensor names of openpi and LeRobot.
+"""The tensor names of openpi and LeRobot, and networks made of their files.
 
 Both code bases store the same tensors under the same names; LeRobot's carry a prefix and an embedding of their own, and
 openpi stores the embedding as the language model's head. Here projections that read the same input are one matrix; a
@@ -8,21 +8,17 @@ openpi stores the embedding as the language model's head. Here projections that 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from z1.errors import CheckpointError
 from z1.policy.config import PolicyConfig
 from z1.policy.pi05 import Pi05
-
-SHOWN = 5
-"""Tensor names that an error lists of each kind."""
+from z1.policy.tensor_files import OnBytes, Shape, TensorFiles, check_tensors
 
 VISION = "paligemma_with_expert.paligemma.model.vision_tower.vision_model"
 LANGUAGE = "paligemma_with_expert.paligemma.model.language_model"
@@ -33,8 +29,9 @@ VLM_HEAD = "paligemma_with_expert.paligemma.lm_head.weight"
 EXPERT_HEAD = "paligemma_with_expert.gemma_expert.lm_head.weight"
 
 _WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|model\.)+")
-
-Shape = tuple[int, ...]
+_KEPT_FLOAT32 = re.compile(
+    r"vision\.(?:patch|position)|vlm\..*norm\d\.|expert\.modulation\.|(?:action|time)_(?:in|out)\."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,10 +145,7 @@ def _expert_rules(config: PolicyConfig) -> list[Rule]:
 
 def unused_foreign_names(config: PolicyConfig) -> frozenset[str]:
     """Tensors of the other code bases that never influence an action: heads, the VLM's last layer's tail, its norm."""
-    last = f"{LANGUAGE}.layers.{config.vlm.depth - 1}"
-    tail = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-    names = [f"{last}.{name}.weight" for name in (*tail, "post_attention_layernorm")]
-    return frozenset([*names, f"{LANGUAGE}.norm.weight", VLM_HEAD, EXPERT_HEAD])
+    return frozenset(dead_foreign_shapes(config))
 
 
 def to_foreign(config: PolicyConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -170,6 +164,122 @@ def to_foreign(config: PolicyConfig, tensors: Mapping[str, Tensor]) -> dict[str,
     return result
 
 
+def dead_foreign_shapes(config: PolicyConfig) -> dict[str, Shape]:
+    """Shapes of ``unused_foreign_names``, which the other code bases nevertheless insist on."""
+    vlm, width = config.vlm, config.vlm.width
+    last, queries = f"{LANGUAGE}.layers.{vlm.depth - 1}", vlm.heads * vlm.head_dim
+    return {
+        f"{last}.self_attn.q_proj.weight": (queries, width),
+        f"{last}.self_attn.o_proj.weight": (width, queries),
+        f"{last}.mlp.gate_proj.weight": (vlm.mlp, width),
+        f"{last}.mlp.up_proj.weight": (vlm.mlp, width),
+        f"{last}.mlp.down_proj.weight": (width, vlm.mlp),
+        f"{last}.post_attention_layernorm.weight": (width,),
+        f"{LANGUAGE}.norm.weight": (width,),
+        VLM_HEAD: (vlm.vocab, width),
+        EXPERT_HEAD: (vlm.vocab, config.expert.width),
+    }
+
+
+def own_rules(config: PolicyConfig) -> list[Rule]:
+    """The rules of a file in our own names."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in Pi05.blank(config).state_dict().items()}
+    return [Rule(name=name, shape=shape, parts=((name, shape),)) for name, shape in shapes.items()]
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without the prefixes of wrappers: ``model.`` (LeRobot), ``module.``, ``_orig_mod.``."""
+    return _WRAPPERS.sub("", name)
+
+
+def is_foreign(names: Iterable[str]) -> bool:
+    """Whether names, without wrappers, are those of openpi and LeRobot."""
+    return any(name.startswith("paligemma_with_expert.") for name in names)
+
+
+def choose_embedding(files: TensorFiles) -> None:
+    """Gives the embedding its own name where a file holds it only as the language model's head (openpi ties them)."""
+    if EMBEDDING not in files.tensors and VLM_HEAD in files.tensors:
+        files.tensors[EMBEDDING] = files.tensors[VLM_HEAD]
+
+
+def parameter_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of one of our parameters in a network of a given dtype.
+
+    In bfloat16 these stay float32: patches and positions of images, the VLM's norms, the expert's modulation, and the
+    projections of actions and times, which see numbers that bfloat16 would spoil.
+
+    Source: openpi ``gemma_pytorch.py`` (``to_bfloat16_for_selected_params``).
+    """
+    return torch.float32 if _KEPT_FLOAT32.match(name) else dtype
+
+
+def check_rules(files: TensorFiles, rules: Iterable[Rule], unused: Iterable[str] = ()) -> None:
+    """Compares the tensors of files with what rules need.
+
+    Raises:
+        CheckpointError: Tensors are missing, unknown or of another shape, all in one message.
+    """
+    ignored = set(unused)
+    expected = {name: shape for rule in rules for name, shape in rule.parts}
+    check_tensors(files.where, expected, {name: shape for name, shape in files.shapes.items() if name not in ignored})
+
+
+def read_into(
+    parameters: Mapping[str, Tensor], files: TensorFiles, rules: Iterable[Rule], on_bytes: OnBytes | None = None
+) -> None:
+    """Overwrites parameters, by our names, with the tensors of files, one tensor in memory at a time.
+
+    Raises:
+        CheckpointError: A file is damaged.
+    """
+    rules = list(rules)
+    total = sum(files.tensors[name].nbytes for rule in rules for name, _ in rule.parts)
+    done = 0
+    for rule in rules:
+        pieces = parameters[rule.name].detach().split([shape[0] for _, shape in rule.parts])
+        for (name, _), piece in zip(rule.parts, pieces, strict=True):
+            files.copy(name, piece)
+            done += files.tensors[name].nbytes
+            if on_bytes is not None:
+                on_bytes(done, total)
+    files.close()
+
+
+def read_model(
+    config: PolicyConfig,
+    files: TensorFiles,
+    rules: Iterable[Rule],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    on_bytes: OnBytes | None = None,
+) -> Pi05:
+    """A network with the tensors of files, which were checked before.
+
+    Args:
+        config: Sizes.
+        files: The tensors.
+        rules: Which of them make which parameter.
+        dtype: Of the network, see ``parameter_dtype``.
+        device: Of the network.
+        on_bytes: Told about progress.
+
+    Raises:
+        CheckpointError: A file is damaged.
+    """
+    rules = list(rules)
+    model = Pi05.blank(config)
+    tensors = {
+        rule.name: torch.empty(rule.shape, dtype=parameter_dtype(rule.name, dtype), device=device) for rule in rules
+    }
+    read_into(tensors, files, rules, on_bytes)
+    model.load_state_dict(tensors, strict=True, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model
+
+
 def load_foreign(config: PolicyConfig, path: Path, *, dtype: torch.dtype = torch.float32) -> Pi05:
     """Reads a pi0.5 weight file of openpi or LeRobot.
 
@@ -180,93 +290,13 @@ def load_foreign(config: PolicyConfig, path: Path, *, dtype: torch.dtype = torch
     Args:
         config: Sizes, which must be the file's.
         path: A ``.safetensors`` file.
-        dtype: Of the network.
+        dtype: Of the network, see ``parameter_dtype``.
 
     Raises:
         CheckpointError: The file is missing or damaged, or tensors are unknown, missing or of another shape.
     """
-    with _opened(path) as file:
-        stored: dict[str, str] = {}
-        for key in list(file.keys()):
-            name = _WRAPPERS.sub("", key)
-            if name in stored:
-                raise CheckpointError(f"{path} holds {name} twice, as {stored[name]} and as {key}; remove one of them")
-            stored[name] = key
-        if EMBEDDING not in stored and VLM_HEAD in stored:
-            stored[EMBEDDING] = stored[VLM_HEAD]
-        rules = foreign_rules(config)
-        expected = {name: shape for rule in rules for name, shape in rule.parts}
-        unused = unused_foreign_names(config)
-        found = {name: tuple(file.get_slice(key).get_shape()) for name, key in stored.items() if name not in unused}
-        check_tensors(str(path), expected, found)
-        tensors = {
-            rule.name: torch.cat(
-                [file.get_tensor(stored[name]).to(dtype).reshape(shape[0], -1) for name, shape in rule.parts]
-            ).view(rule.shape)
-            for rule in rules
-        }
-    return with_tensors(config, tensors)
-
-
-def with_tensors(config: PolicyConfig, tensors: Mapping[str, Tensor]) -> Pi05:
-    """A network that takes over tensors, by our names, without copying them."""
-    model = Pi05.blank(config)
-    model.load_state_dict(tensors, strict=True, assign=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    return model
-
-
-def read_tensors(path: Path, expected: Mapping[str, Shape], *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Reads a safetensors file that must hold exactly the expected tensors.
-
-    Args:
-        path: The file.
-        expected: Shape of each tensor.
-        dtype: Of the result.
-
-    Raises:
-        CheckpointError: The file is missing or damaged, or tensors are unknown, missing or of another shape.
-    """
-    with _opened(path) as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
-        check_tensors(str(path), expected, found)
-        return {name: file.get_tensor(name).to(dtype) for name in expected}
-
-
-def check_tensors(where: str, expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
-    """Compares names and shapes.
-
-    Raises:
-        CheckpointError: Lists what is missing, unknown and misshapen, all at once.
-    """
-    missing = sorted(set(expected) - set(found))
-    unknown = sorted(set(found) - set(expected))
-    misshapen = sorted(name for name in set(expected) & set(found) if tuple(expected[name]) != tuple(found[name]))
-    problems = [
-        _listed("missing", missing, lambda name: name),
-        _listed("unknown", unknown, lambda name: name),
-        _listed("of another shape", misshapen, lambda name: f"{name} is {found[name]}, expected {expected[name]}"),
-    ]
-    if missing or unknown or misshapen:
-        raise CheckpointError(
-            f"{where} does not fit the network: {'; '.join(text for text in problems if text)}. "
-            "Use the config.json that belongs to these weights."
-        )
-
-
-def _listed(kind: str, names: list[str], describe: Callable[[str], str]) -> str:
-    if not names:
-        return ""
-    shown = ", ".join(describe(name) for name in names[:SHOWN])
-    return f"{len(names)} tensors {kind} ({shown}{', ...' if len(names) > SHOWN else ''})"
-
-
-def _opened(path: Path) -> safe_open:
-    """Opens a safetensors file for reading."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; give the folder of a complete checkpoint")
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}; copy or save it again") from None
+    files = TensorFiles(str(path), [path], unwrapped)
+    choose_embedding(files)
+    rules = foreign_rules(config)
+    check_rules(files, rules, unused_foreign_names(config))
+    return read_model(config, files, rules, dtype=dtype)
