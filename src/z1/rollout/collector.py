@@ -43,6 +43,7 @@ class Exploration:
         exclude_last_step: Whether the last denoise step is never stochastic.
         group_noise: Whether all members of a group start a chunk from the same initial noise.
         keep: What later training needs: the VLM ``prefix`` (VLM frozen) or the model ``inputs`` (VLM trains).
+        summarise: Whether to note what a critic sees of each observation.
     """
 
     noise_level: float
@@ -50,6 +51,7 @@ class Exploration:
     keep: str
     stochastic_steps: int = 1
     group_noise: bool = False
+    summarise: bool = False
 
 
 @dataclass(slots=True)
@@ -348,6 +350,7 @@ class Collector:
             sample=sample,
             executed_actions=policy.normalize_actions(actions),
             executed=torch.zeros(len(branches), dtype=torch.int64),
+            summary=prefix.summary().cpu() if explore is not None and explore.summarise else None,
         )
         return tick, actions
 

@@ -44,6 +44,9 @@ METRICS: dict[str, Metric] = {
     "rollout/mean_steps": Metric("env steps", "Mean length of the training rollouts"),
     "rollout/return_mean": Metric("reward", "Mean return of the training rollouts"),
     "rollout/invalid_members": Metric("members", "Members lost to a host failure or to diverged physics"),
+    "critic/explained_variance": Metric(
+        "0..1", "Share of the returns' variance that the critic explains, over all chunks of scenes it never trained on"
+    ),
     "update/loss": Metric("loss", "Loss of the first minibatch, before its optimizer step"),
     "update/approx_kl": Metric("nats", "KL divergence from the behaviour policy, estimated on the last minibatch"),
     "update/clip_fraction": Metric("0..1", "Share of chunks whose gradient was clipped, last minibatch"),
@@ -78,6 +81,7 @@ METRICS: dict[str, Metric] = {
     "time/sim_s": Metric("seconds", "Stepping the simulators so far, measured inside the hosts and summed over them"),
     "time/render_s": Metric("seconds", "Rendering so far, measured inside the hosts and summed over them"),
     "time/policy_s": Metric("seconds", "Policy calls during rollouts so far, part of time/rollout_s"),
+    "time/critic_s": Metric("seconds", "Training the critic, so far"),
     "time/overhead_s": Metric(
         "seconds", "Planning, branching and bookkeeping of rollouts so far: neither policy nor simulators"
     ),
