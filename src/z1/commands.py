@@ -23,6 +23,7 @@ from rich.progress import (
 
 from z1.config import EvalConfig, RlConfig, RolloutConfig, SftConfig, SimConfig, config_to_dict
 from z1.convert import open_policy
+from z1.data.importing import ImportConfig, ImportSummary, import_dataset
 from z1.data.lerobot import LeRobotDataset
 from z1.data.record import DemoConfig, DemoSummary, record_demonstrations
 from z1.errors import CheckpointError, ConfigError, DatasetError, RunFolderError
@@ -196,6 +197,37 @@ def run_demos(config: DemoConfig) -> DemoSummary:
         f"{summary.frames} frames recorded in {summary.seconds:.0f} s; the experts failed in {failures} scenes"
     )
     console.print(f"Next: z1 sft --dataset {summary.path} --recipe tiny --out runs/sft")
+    return summary
+
+
+def run_import(config: ImportConfig) -> ImportSummary:
+    """``z1 import``: others' demonstrations as a dataset."""
+    with progress_bar("import", None) as (bar, task):
+        summary = import_dataset(
+            config,
+            on_progress=lambda p: bar.update(task, completed=p.episodes, total=p.total, note=f"{p.frames} frames"),
+        )
+    layout = summary.layout
+    console.print(
+        f"Dataset: {summary.path}: {summary.episodes} episodes ({summary.resumed} of them from an interrupted import), "
+        f"{summary.frames} frames stored in {summary.seconds:.0f} s; {len(layout.state_names)} state and "
+        f"{len(layout.action_names)} action dims, cameras {', '.join(layout.cameras) or 'none'}, "
+        f"{layout.height} x {layout.width} pixels",
+        soft_wrap=True,
+        markup=False,
+    )
+    for path in summary.assumed:
+        console.print(
+            f"Note: {path} has no meta/modality.json; its numbers were taken in the order of the published sets",
+            soft_wrap=True,
+            markup=False,
+        )
+    console.print(
+        f"Next: z1 sft --dataset {summary.path} --recipe pi05 --policy POLICY --out runs/sft "
+        "(or --recipe tiny: a new small policy)",
+        soft_wrap=True,
+        markup=False,
+    )
     return summary
 
 
