@@ -82,6 +82,11 @@ WRONG: dict[str, tuple[Callable[[h5py.File], Any], str]] = {
         "demo_0: expected 12 numbers per action as RoboCasa's PandaOmron has them, got 7; only demonstrations of "
         "RoboCasa v0.2 can be imported from HDF5",
     ),
+    "no numbers": (
+        _with("data/demo_0/actions", np.array([[b"a"] * 12] * 5)),
+        "expected numbers in /data/demo_0/actions, got",
+    ),
+    "no group": (_with("data/demo_0", np.zeros(3)), "expected demo_0 to be a group with actions and obs"),
     "no actions": (_without("data/demo_2/actions"), "demo_2 has no actions; copy the file again"),
     "no observations": (
         _without("data/demo_0/obs"),

@@ -50,7 +50,7 @@ class RobomimicSource:
         if not path.is_file():
             raise DatasetError(f"{path} does not exist; give an HDF5 file")
         with self._readable():
-            self._file = h5py.File(path, "r")
+            self._file = h5py.File(path, "r", locking="best-effort")
         try:
             with self._readable():
                 self._open()
@@ -59,7 +59,7 @@ class RobomimicSource:
             raise
 
     def _open(self) -> None:
-        if "data" not in self._file:
+        if not _is_group(self._file.get("data")):
             raise DatasetError(f"{self.path}: expected a group data with demonstrations, got {_listed(self._file)}")
         env_args = self._json(self._file["data"], "env_args")
         self.robot = "robocasa"
@@ -70,13 +70,7 @@ class RobomimicSource:
         self.state_names: tuple[str, ...] = STATE_NAMES
         self.action_names: tuple[str, ...] = ACTION_NAMES
         self.episodes = self._names()
-        observations = self._demo(self.episodes[0]).get("obs", {})
-        keys = [str(key) for key in observations]
-        if not keys:
-            raise DatasetError(
-                f"{self.path}: {self.episodes[0]} has no observations; make them from the stored states with "
-                "RoboCasa's dataset_states_to_obs.py"
-            )
+        keys = [str(key) for key in self._observations(self.episodes[0])]
         self.cameras = tuple(sorted(key.removesuffix(IMAGE_SUFFIX) for key in keys if key.endswith(IMAGE_SUFFIX)))
         if not self.cameras:
             raise DatasetError(
@@ -98,7 +92,7 @@ class RobomimicSource:
             demo = self._demo(episode)
             if "actions" not in demo:
                 raise DatasetError(f"{where} has no actions; copy the file again")
-            actions = np.asarray(demo["actions"][()], dtype=np.float32)
+            actions = self._numbers(demo["actions"])
             if actions.ndim != 2 or actions.shape[1] != len(ACTION_NAMES):
                 got = actions.shape[1] if actions.ndim == 2 else actions.shape
                 raise DatasetError(
@@ -148,9 +142,10 @@ class RobomimicSource:
         stored = {str(name) for name in self._file["data"]}
         chosen = stored
         if self._filter:
-            masks = self._file.get("mask", {})
-            if self._filter not in masks:
-                raise UnknownNameError("filter", self._filter, [str(name) for name in masks], f"(file {self.path})")
+            masks = self._file.get("mask")
+            names = [str(name) for name in masks] if _is_group(masks) else []
+            if self._filter not in names:
+                raise UnknownNameError("filter", self._filter, names, f"(file {self.path})")
             values = masks[self._filter][()]
             chosen = {value.decode() if isinstance(value, bytes) else str(value) for value in values}
         missing = sorted(chosen - stored)
@@ -167,16 +162,39 @@ class RobomimicSource:
         return tuple(sorted(chosen, key=lambda name: int(numbered[name])))
 
     def _demo(self, episode: str) -> Any:
-        return self._file["data"][episode]
+        demo = self._file["data"][episode]
+        if not _is_group(demo):
+            raise DatasetError(
+                f"{self.path}: expected {episode} to be a group with actions and obs; copy the file again"
+            )
+        return demo
+
+    def _observations(self, episode: str) -> Any:
+        observations = self._demo(episode).get("obs")
+        if not _is_group(observations):
+            raise DatasetError(
+                f"{self.path}: {episode} has no observations; make them from the stored states with RoboCasa's "
+                "dataset_states_to_obs.py"
+            )
+        return observations
+
+    def _numbers(self, stored: Any) -> np.ndarray:
+        """A dataset as float32."""
+        values = stored[()]
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
+            raise DatasetError(
+                f"{self.path}: expected numbers in {stored.name}, got {type(values).__name__}; copy it again"
+            )
+        return values.astype(np.float32)
 
     def _observation(self, episode: str, key: str, width: int) -> np.ndarray:
-        observations = self._demo(episode).get("obs", {})
+        observations = self._observations(episode)
         if key not in observations:
             raise DatasetError(
                 f"{self.path}: {episode} has no obs/{key}, which the state is made of; make the observations again "
                 "with RoboCasa's dataset_states_to_obs.py"
             )
-        values = np.asarray(observations[key][()], dtype=np.float32)
+        values = self._numbers(observations[key])
         if values.ndim != 2 or values.shape[1] != width:
             raise DatasetError(
                 f"{self.path}: {episode}: expected obs/{key} of shape (T, {width}), got {values.shape}; it is of "
@@ -185,7 +203,7 @@ class RobomimicSource:
         return values
 
     def _images(self, episode: str, camera: str) -> Any:
-        observations = self._demo(episode).get("obs", {})
+        observations = self._observations(episode)
         key = camera + IMAGE_SUFFIX
         if key not in observations:
             raise DatasetError(f"{self.path}: {episode} has no obs/{key}, other demonstrations have; remove it")
@@ -221,6 +239,12 @@ class RobomimicSource:
                 f"{self.path}: expected a JSON object in attribute {name} of {group.name}, got {text!r:.60}"
             )
         return value
+
+
+def _is_group(value: Any) -> bool:
+    import h5py
+
+    return isinstance(value, h5py.Group)
 
 
 def _listed(group: Any) -> str:
