@@ -10,6 +10,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from command_line import z1
@@ -23,6 +25,7 @@ from demonstration_files import (
 )
 from z1.data.importing import ImportConfig, import_dataset
 from z1.data.lerobot import LeRobotDataset
+from z1.data.video import choose_codec, encode_video
 from z1.errors import DatasetError, Z1Error
 
 Refused = Callable[..., str]
@@ -235,6 +238,26 @@ WRONG_V2: dict[str, tuple[Callable[[Path], Any], str]] = {
         ),
         "expected 5 frames, got 4; copy the file again, it may be cut off",
     ),
+}
+
+
+def _nan(path: Path) -> None:
+    file = path / "data/chunk-000/episode_000001.parquet"
+    table = pq.read_table(file, partitioning=None)
+    action = np.stack(table.column("action").to_pylist())
+    action[2, 1] = np.nan
+    columns = {name: table.column(name) for name in table.column_names}
+    pq.write_table(pa.table({**columns, "action": pa.array(list(action))}), file)
+
+
+def _smaller(path: Path) -> None:
+    file = path / "videos/chunk-000/observation.images.top/episode_000001.mp4"
+    encode_video(file, np.zeros((5, 8, 8, 3), dtype=np.uint8), 20, choose_codec(lossless=True))
+
+
+WRONG_V2 |= {
+    "not finite": (_nan, "episode 1: expected finite numbers in state and action; leave it out"),
+    "small video": (_smaller, "expected images of 16 x 16 pixels as meta/info.json says, got 8 x 8"),
 }
 
 
