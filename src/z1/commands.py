@@ -53,6 +53,9 @@ console = Console()
 TINY_PATCH = 16
 """Patch size of a new tiny policy in pixels."""
 
+TINY_ACTION_DIM = 8
+"""Model action dims of a new tiny policy, if the env's actions do not need more."""
+
 SMALL_WIDTH = 512
 """VLM width below which a policy counts as small."""
 
@@ -304,7 +307,11 @@ def _initial_sft_policy(config: SftConfig, dataset: LeRobotDataset) -> Policy:
             f"{config.dataset} has images of {size} pixels; a new tiny policy needs a multiple of {TINY_PATCH}, "
             "record with another --image-size"
         )
-    model = PolicyConfig.tiny(image_size=size, patch=TINY_PATCH) if config.model == "tiny" else PolicyConfig.pi05()
+    if config.model == "tiny":
+        action_dim = max(TINY_ACTION_DIM, dataset.action.shape[1])
+        model = PolicyConfig.tiny(image_size=size, patch=TINY_PATCH, action_dim=action_dim)
+    else:
+        model = PolicyConfig.pi05()
     processor = ProcessorConfig.of_dataset(
         cameras=dataset.cameras,
         state_stats=dataset.stats["observation.state"],

@@ -32,6 +32,7 @@ from z1.data.sources.orders import Vectors, choose_order
 from z1.data.stats import compute_stats
 from z1.errors import DatasetError
 from z1.policy.images import letterbox
+from z1.policy.policy import Policy
 from z1.sims import robocasa_layout
 from z1.sims.robocasa_layout import ACTION_NAMES, STATE_NAMES
 
@@ -320,3 +321,12 @@ def test_what_comes_next_is_said(
     shown = capsys.readouterr().out
     assert f"Dataset: {tmp_path / 'data'}: 3 episodes (0 of them from an interrupted import), 18 frames" in shown
     assert f"Next: z1 sft --dataset {tmp_path / 'data'} --recipe pi05 --policy POLICY" in shown
+
+
+def test_a_new_policy_can_be_trained_on_robocasa(hdf5: tuple[Path, list[Episode]], tmp_path: Path) -> None:
+    assert z1("import", hdf5[0], "--out", tmp_path / "data") == 0
+    arguments = ["--recipe", "tiny", "--steps", "1", "--batch-size", "2", "--warmup-steps", "0"]
+    assert z1("sft", "--dataset", tmp_path / "data", "--out", tmp_path / "run", *arguments) == 0
+    policy = Policy.load(tmp_path / "run/policy")
+    assert (policy.processor.state_dim, policy.processor.action_dim, policy.config.action_dim) == (16, 12, 12)
+    assert policy.processor.cameras == CAMERAS
