@@ -14,6 +14,7 @@ from typing import Any, Literal
 from z1.errors import ConfigError, UnknownNameError
 
 TrainingMode = Literal["expert", "joint", "joint_frozen_vision"]
+PREFIX_DEVICE_GB, PREFIX_HOST_GB = 24.0, 64.0
 ObjectiveName = Literal["grpo", "awfm", "filtered_bc"]
 
 
@@ -194,6 +195,14 @@ class UpdateConfig:
     """Chunks per optimizer step; 0: all chunks of the iteration."""
     microbatch: int = 256
     """Chunks per forward and backward pass; limits memory. AWFM draws noise per microbatch: there numbers change."""
+    prefix_device_gb: float = PREFIX_DEVICE_GB
+    """``expert``: device memory, in GB, for the VLM prefixes of an iteration's observations, computed once while acting
+    and used in every update epoch. A full-size pi0.5 takes up to 0.018 GB an observation.
+    """
+    prefix_host_gb: float = PREFIX_HOST_GB
+    """``expert``: host memory, in GB, for those that do not fit, at most half of the machine's. The others are computed
+    again in every pass; with 0 here and for the device, all of them.
+    """
     count: Literal["members", "segments"] = "members"
     """What a chunk that several members share counts in the loss's denominator: each of them (the paper), or once."""
     grad_clip: float = 1.0
@@ -224,6 +233,14 @@ class UpdateConfig:
             raise ConfigError(
                 "update.vlm_learning_rate has no effect with update.mode 'expert'; choose a joint mode or leave it at 0"
             )
+        for name, usual in (("prefix_device_gb", PREFIX_DEVICE_GB), ("prefix_host_gb", PREFIX_HOST_GB)):
+            value = getattr(self, name)
+            require(value >= 0, f"update.{name}", value, "at least 0")
+            if self.mode != "expert" and value != usual:
+                raise ConfigError(
+                    f"update.{name} has no effect with update.mode {self.mode!r}, where the VLM changes; "
+                    f"leave it at {usual:g}"
+                )
         require(self.weight_decay >= 0, "update.weight_decay", self.weight_decay, "at least 0")
         require(self.warmup_iterations >= 0, "update.warmup_iterations", self.warmup_iterations, "at least 0")
         require(self.epochs >= 1, "update.epochs", self.epochs, "at least 1")

@@ -111,6 +111,9 @@ UPDATES = {
     "grpo-joint": replace(CONFIG.update, mode="joint", microbatch=7),
     "awfm-joint": replace(CONFIG.update, objective="awfm", mode="joint_frozen_vision"),
     "filtered_bc": replace(CONFIG.update, objective="filtered_bc"),
+    "awfm, prefixes in three places": replace(
+        CONFIG.update, objective="awfm", prefix_device_gb=2.5e-4, prefix_host_gb=2.5e-4
+    ),
     "awfm-negative": replace(CONFIG.update, objective="awfm", awfm_negative=0.5, microbatch=16),
 }
 
@@ -175,6 +178,22 @@ def test_a_run_that_forgets_its_scenes_differs(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(SceneSource, "load_state", lambda source, arrays: None)
     rl(tmp_path / "parts", config, resume=True)
     assert records_of(tmp_path / "straight")[3:] != records_of(tmp_path / "parts")[3:]
+
+
+@pytest.mark.parametrize("name", ["grpo", "awfm"])
+def test_where_prefixes_are_kept_changes_nothing(name: str, tmp_path: Path) -> None:
+    """In device memory, in three places, or nowhere."""
+    runs, places = [], []
+    for budgets in (24.0, 64.0), (2.5e-4, 2.5e-4), (0.0, 0.0):
+        update = replace(UPDATES[name], prefix_device_gb=budgets[0], prefix_host_gb=budgets[1])
+        records = rl(tmp_path / str(budgets[0]), replace(CONFIG, iterations=2, update=update))
+        kinds = [f"cost/prefix_{kind}" for kind in ("device_hits", "host_hits", "recomputed")]
+        places.append([records[-1][kind] > 0 for kind in kinds])
+        runs.append([{k: v for k, v in record.items() if "/prefix_" not in k} for record in records])
+    assert places == [[True, False, False], [True, True, True], [False, False, True]]
+    assert runs[0] == runs[1] == runs[2]
+    weights = {(tmp_path / place / "policy/model.safetensors").read_bytes() for place in ("24.0", "0.00025", "0.0")}
+    assert len(weights) == 1
 
 
 @pytest.mark.usefixtures("restless")
@@ -291,8 +310,8 @@ def test_a_lost_checkpoint_is_an_error_and_the_records_stay(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("file", "content", "text"),
     [
-        ("state.json", b"[]", "state.json has format None; expected 'z1.training-state/2'"),
-        ("state.json", b'{"format": "z1.training-state/2", "optimizer_groups": []}', "does not fit the policy"),
+        ("state.json", b"[]", "state.json has format None; expected 'z1.training-state/3'"),
+        ("state.json", b'{"format": "z1.training-state/3", "optimizer_groups": []}', "does not fit the policy"),
         ("optimizer.safetensors", b"\0" * 20, "cannot be read"),
         ("extra.safetensors", None, "cannot be read"),
         ("policy/model.safetensors", b"\0" * 100, "model.safetensors"),

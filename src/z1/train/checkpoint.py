@@ -16,7 +16,7 @@ from z1.errors import CheckpointError
 from z1.files import atomic_folder, read_json, write_json
 from z1.policy.policy import Policy
 
-FORMAT = "z1.training-state/2"
+FORMAT = "z1.training-state/3"
 
 
 @dataclass(slots=True, kw_only=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -192,11 +194,27 @@ class Learner:
             )
 
     def prefix(self, rows: TrainingBatch) -> PrefixCache:
-        """The rows' VLM prefix: the cached one of a frozen VLM, or computed with gradient."""
+        """The rows' VLM prefix: the stored one of a frozen VLM, or computed with gradient."""
+        return self._request(rows)()
+
+    def _request(self, rows: TrainingBatch) -> Callable[[], PrefixCache]:
+        """``prefix`` in two steps: copies from host memory begin at once, what is to be computed waits for the call."""
         if rows.prefix is not None:
-            return rows.prefix
+            return rows.prefix.begin().result
         assert rows.inputs is not None
-        return self.policy.model.encode_prefix(rows.inputs)
+        return partial(self.policy.model.encode_prefix, rows.inputs)
+
+    def _parts(self, batch: TrainingBatch, index: Tensor) -> Iterator[tuple[Tensor, TrainingBatch, PrefixCache]]:
+        """A minibatch's microbatches, with the prefixes of the next one on their way while one computes."""
+        parts = index.split(self._update.microbatch)
+        rows = batch.rows(parts[0])
+        request = self._request(rows)
+        for part, following in zip(parts, [*parts[1:], None], strict=True):
+            current, prefix = rows, request()
+            if following is not None:
+                rows = batch.rows(following)
+                request = self._request(rows)
+            yield part, current, prefix
 
     def _backward(self, batch: TrainingBatch, index: Tensor, address: tuple[str | int, ...]) -> _Pass:
         """Accumulates the gradient of a minibatch and clips it."""
@@ -210,11 +228,8 @@ class Learner:
         """Sums over a minibatch; accumulates its gradient where gradients are on."""
         result = _Pass()
         denominator = self.objective.denominator(batch, index)
-        for number, part in enumerate(index.split(self._update.microbatch)):
-            rows = batch.rows(part)
-            terms = self.objective.terms(
-                self.policy.model, rows, part, self.prefix(rows), (*address, "microbatch", number)
-            )
+        for number, (part, rows, prefix) in enumerate(self._parts(batch, index)):
+            terms = self.objective.terms(self.policy.model, rows, part, prefix, (*address, "microbatch", number))
             loss = terms.loss / denominator
             if loss.requires_grad:
                 loss.backward()
