@@ -112,7 +112,7 @@ UPDATES = {
     "awfm-joint": replace(CONFIG.update, objective="awfm", mode="joint_frozen_vision"),
     "filtered_bc": replace(CONFIG.update, objective="filtered_bc"),
     "awfm, prefixes in three places": replace(
-        CONFIG.update, objective="awfm", prefix_device_gb=2.5e-4, prefix_host_gb=2.5e-4
+        CONFIG.update, objective="awfm", prefix_device_gb=1e-4, prefix_host_gb=1e-4
     ),
     "awfm-negative": replace(CONFIG.update, objective="awfm", awfm_negative=0.5, microbatch=16),
 }
@@ -184,7 +184,7 @@ def test_a_run_that_forgets_its_scenes_differs(tmp_path: Path, monkeypatch: pyte
 def test_where_prefixes_are_kept_changes_nothing(name: str, tmp_path: Path) -> None:
     """In device memory, in three places, or nowhere."""
     runs, places = [], []
-    for budgets in (24.0, 64.0), (2.5e-4, 2.5e-4), (0.0, 0.0):
+    for budgets in (24.0, 64.0), (1e-4, 1e-4), (0.0, 0.0):
         update = replace(UPDATES[name], prefix_device_gb=budgets[0], prefix_host_gb=budgets[1])
         records = rl(tmp_path / str(budgets[0]), replace(CONFIG, iterations=2, update=update))
         kinds = [f"cost/prefix_{kind}" for kind in ("device_hits", "host_hits", "recomputed")]
@@ -192,7 +192,7 @@ def test_where_prefixes_are_kept_changes_nothing(name: str, tmp_path: Path) -> N
         runs.append([{k: v for k, v in record.items() if "/prefix_" not in k} for record in records])
     assert places == [[True, False, False], [True, True, True], [False, False, True]]
     assert runs[0] == runs[1] == runs[2]
-    weights = {(tmp_path / place / "policy/model.safetensors").read_bytes() for place in ("24.0", "0.00025", "0.0")}
+    weights = {(tmp_path / place / "policy/model.safetensors").read_bytes() for place in ("24.0", "0.0001", "0.0")}
     assert len(weights) == 1
 
 
