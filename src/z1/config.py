@@ -14,6 +14,7 @@ from typing import Any, Literal
 from z1.errors import ConfigError, UnknownNameError
 
 TrainingMode = Literal["expert", "joint", "joint_frozen_vision"]
+Precision = Literal["auto", "float32", "bfloat16"]
 PREFIX_DEVICE_GB, PREFIX_HOST_GB = 24.0, 64.0
 ObjectiveName = Literal["grpo", "awfm", "filtered_bc"]
 
@@ -306,6 +307,10 @@ class RlConfig:
     """
     device: str = "auto"
     """``cpu``, ``cuda`` or ``auto``."""
+    precision: Precision = "float32"
+    """What the network computes in. With ``bfloat16`` the weights that train, their gradients and the optimizer's state
+    stay in float32. ``auto``: bfloat16 on a GPU, float32 on a CPU, settled when the run begins.
+    """
     wandb: bool = False
     """Also log to Weights & Biases."""
     sim: SimConfig = field(default_factory=SimConfig)
@@ -388,6 +393,10 @@ class SftConfig:
     """Run seed."""
     device: str = "auto"
     """``cpu``, ``cuda`` or ``auto``."""
+    precision: Precision = "float32"
+    """What the network computes in. With ``bfloat16`` the weights that train, their gradients and the optimizer's state
+    stay in float32. ``auto``: bfloat16 on a GPU, float32 on a CPU, settled when the run begins.
+    """
     wandb: bool = False
     """Also log to Weights & Biases."""
 

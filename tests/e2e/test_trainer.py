@@ -125,6 +125,8 @@ TREES = replace(
 """Episodes of eight chunks, of which the first 1, 3 and 6 or fewer are shared."""
 
 RUNS = {name: replace(CONFIG, update=update) for name, update in UPDATES.items()} | {
+    "bfloat16": replace(CONFIG, update=UPDATES["grpo-joint"], precision="bfloat16"),
+    "bfloat16, frozen VLM": replace(CONFIG, update=UPDATES["awfm"], precision="bfloat16"),
     "replayed scenes": replace(CONFIG, rollout=replace(CONFIG.rollout, groups=3, replay=0.9)),
     "shortened steps": replace(CONFIG, update=replace(UPDATES["grpo"], target_kl=1e-4, shorten_last_step=True)),
     "tree": replace(TREES, update=UPDATES["grpo"]),
@@ -468,9 +470,13 @@ def test_evaluation_scenes_and_training_scenes_are_disjoint(tmp_path: Path) -> N
     assert HORIZON * len(pool.started) <= pool.counters.env_steps
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_sft_resumes_to_the_same_numbers(ema_decay: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(SFT, ema_decay=ema_decay)
+@pytest.mark.parametrize(
+    "settings", [{}, {"ema_decay": 0.9}, {"ema_decay": 0.9, "precision": "bfloat16", "mode": "joint_frozen_vision"}]
+)
+def test_sft_resumes_to_the_same_numbers(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(SFT, **settings)
     straight = sft(tmp_path / "straight", config)
     assert [record["sft/step"] for record in straight] == [6, 10, 12, 18, 20, 24]
     with monkeypatch.context() as patch:
@@ -482,7 +488,7 @@ def test_sft_resumes_to_the_same_numbers(ema_decay: float, tmp_path: Path, monke
     assert_equal_runs(tmp_path / "straight", tmp_path / "parts")
     last = tmp_path / "parts" / LAST / "policy" / "model.safetensors"
     averaged = (tmp_path / "parts" / "policy" / "model.safetensors").read_bytes() != last.read_bytes()
-    assert averaged == (ema_decay > 0)
+    assert averaged == (config.ema_decay > 0)
 
 
 def test_sft_interrupted_before_its_first_checkpoint_starts_over(

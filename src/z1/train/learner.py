@@ -11,14 +11,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from z1.config import UpdateConfig
+from z1.config import Precision, UpdateConfig
 from z1.errors import ConfigError
 from z1.policy.pi05 import PrefixCache
 from z1.policy.policy import Policy
-from z1.policy.trainable import parameter_groups
 from z1.rollout.groups import TrainingBatch
 from z1.seeding import Seeds
 from z1.train.objectives import Objective
+from z1.train.trained import TrainedWeights
 
 SIGNAL = 1e-6
 """Smallest summed advantage of a chunk that counts as a signal; z-scores add up to zero only up to rounding."""
@@ -82,19 +82,30 @@ class Learner:
         objective: What is optimised.
         update: Settings.
         seeds: The run's random streams.
+        precision: What the network computes in; see ``TrainedWeights``.
     """
 
-    def __init__(self, policy: Policy, objective: Objective, update: UpdateConfig, seeds: Seeds) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        objective: Objective,
+        update: UpdateConfig,
+        seeds: Seeds,
+        *,
+        precision: Precision = "float32",
+    ) -> None:
         self.policy = policy
         self.objective = objective
         self._update = update
         self._seeds = seeds
-        groups = parameter_groups(
+        self.trained = TrainedWeights(
             policy.model,
             update.mode,
+            precision=precision,
             learning_rate=update.learning_rate,
             vlm_learning_rate=update.vlm_learning_rate or update.learning_rate,
         )
+        groups = self.trained.groups
         self._base_rates = [group["lr"] for group in groups]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=update.weight_decay)
 
@@ -139,12 +150,14 @@ class Learner:
                     if settings.shorten_last_step:
                         last_step = _Step(self._trained(), kl=result.kl / len(index))
                     self.optimizer.step()
+                    self.trained.publish()
                     steps += 1
                 self.optimizer.zero_grad(set_to_none=True)
             if stop:
                 break
         if stop and last_step is not None:
             scale = last_step.shorten(passes[-1].kl / len(index), settings.target_kl)
+            self.trained.publish()
             passes[-1] = self._measure(batch, index, passes[-1].grad_norm)
         last_count = len(index)
         return UpdateStats(

@@ -86,7 +86,7 @@ class Trainer:
         objective = make_objective(
             config.update, config.acting, config.rollout, action_dim=policy.processor.action_dim, seeds=self.seeds
         )
-        self.learner = Learner(policy, objective, config.update, self.seeds)
+        self.learner = Learner(policy, objective, config.update, self.seeds, precision=config.precision)
         self.store = prefix_store(policy, config.update)
         self._filter = GroupFilter(low=config.rollout.filter_low, high=config.rollout.filter_high)
         chunks = -(-pool.horizon // config.acting.chunk_length)
@@ -136,7 +136,9 @@ class Trainer:
         """
         if not (self.folder / LAST).exists() and not (self.folder / "metrics.jsonl").exists():
             return
-        self.state, extra = load_checkpoint(self.folder / LAST, self.policy, self.learner.optimizer)
+        self.state, extra = load_checkpoint(
+            self.folder / LAST, self.policy, self.learner.trained, self.learner.optimizer
+        )
         kept = _unprefixed(extra, "objective")
         if self.store is not None:
             self.store.load_state(_unprefixed(extra, "store"))
@@ -301,6 +303,7 @@ class Trainer:
         save_checkpoint(
             self.folder / name,
             self.policy,
+            self.learner.trained,
             self.learner.optimizer,
             self.state,
             extra_tensors=self._extra() if name == LAST else None,
