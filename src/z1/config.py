@@ -196,6 +196,10 @@ class UpdateConfig:
     """Chunks per optimizer step; 0: all chunks of the iteration."""
     microbatch: int = 256
     """Chunks per forward and backward pass; limits memory. AWFM draws noise per microbatch: there numbers change."""
+    recompute_activations: bool = False
+    """Activation checkpointing: whether a pass keeps only what goes into each layer and computes the rest again for the
+    gradient. Same numbers, a third more computing, a fraction of the memory.
+    """
     prefix_device_gb: float = PREFIX_DEVICE_GB
     """``expert``: device memory, in GB, for the VLM prefixes of an iteration's observations, computed once while acting
     and used in every update epoch. A full-size pi0.5 takes up to 0.018 GB an observation.
@@ -381,6 +385,10 @@ class SftConfig:
     """Decay of an exponential moving average of the weights, which is then what is validated and saved; 0: none."""
     mode: TrainingMode = "joint"
     """What trains: ``joint`` (all), ``expert`` (VLM frozen), ``joint_frozen_vision``."""
+    recompute_activations: bool = False
+    """Activation checkpointing: whether a pass keeps only what goes into each layer and computes the rest again for the
+    gradient. Same numbers, a third more computing, a fraction of the memory.
+    """
     normalization: Literal["quantile_openpi", "quantile_lerobot", "mean_std"] = "quantile_openpi"
     """How state and actions of a new policy are normalised."""
     image_shift: int = 0

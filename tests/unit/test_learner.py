@@ -127,6 +127,19 @@ def test_the_update_reaches_what_the_mode_trains(
 
 
 @pytest.mark.parametrize("mode", ["expert", "joint"])
+def test_recomputed_activations_change_nothing(mode: str, prefixes: TrainingBatch, inputs: TrainingBatch) -> None:
+    updated = []
+    for recompute in (False, True):
+        learner = learner_of(mode=mode, epochs=2, microbatch=13, recompute_activations=recompute)
+        stats = learner.update(prefixes if mode == "expert" else inputs, 0)
+        assert stats is not None
+        assert stats.first_ratio_max == 0.0
+        assert learner.policy.model.expert.recompute == recompute
+        updated.append(weights(learner))
+    assert same(*updated)
+
+
+@pytest.mark.parametrize("mode", ["expert", "joint"])
 def test_the_gradient_does_not_depend_on_the_microbatch(
     mode: str, prefixes: TrainingBatch, inputs: TrainingBatch
 ) -> None:

@@ -52,7 +52,7 @@ class _Entry:
         mask: bool ``[L]`` on the CPU, tokens that count.
         pair: ``[2, depth, L, kv_heads * head_dim]``, keys and values.
         on_host: Whether ``pair`` lies in the host's part of the budget.
-        inputs: The observation, on the CPU, trimmed as it was encoded.
+        inputs: The observation, on the CPU, with the tokens that it was encoded with.
     """
 
     version: Version
@@ -149,13 +149,13 @@ class PrefixStore:
             The B rows.
         """
         version, masks = self.version(), prefix.mask.cpu()
-        trimmed: ModelInput | None = None
+        encoded: ModelInput | None = None
         first = self._next
         for row, mask in enumerate(masks.unbind()):
             entry = _Entry(version=version, mask=mask)
             if not self._place(entry, prefix.keys[row], prefix.values[row]):
-                trimmed = trimmed or inputs.trimmed().to("cpu")
-                entry.inputs = trimmed.rows(torch.tensor([row]))
+                encoded = encoded or self._as_encoded(inputs, len(mask)).to("cpu")
+                entry.inputs = encoded.rows(torch.tensor([row]))
             self._entries[first + row] = entry
         self._next += len(prefix)
         return StoredPrefixes(
@@ -271,6 +271,11 @@ class PrefixStore:
                     entry, keys, values, regardless=True
                 )
             self._entries[number] = entry
+
+    def _as_encoded(self, inputs: ModelInput, length: int) -> ModelInput:
+        """Inputs whose prefixes have so many tokens: as they are, or trimmed."""
+        whole = inputs.image_mask.shape[1] * self._model.config.vision.tokens + inputs.tokens.shape[1]
+        return inputs if whole == length else inputs.trimmed()
 
     def _checked(self, ids: list[int]) -> list[_Entry]:
         version = self.version()

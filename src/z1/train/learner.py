@@ -105,6 +105,7 @@ class Learner:
             learning_rate=update.learning_rate,
             vlm_learning_rate=update.vlm_learning_rate or update.learning_rate,
         )
+        policy.model.recompute_activations(update.recompute_activations)
         groups = self.trained.groups
         self._base_rates = [group["lr"] for group in groups]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=update.weight_decay)

@@ -97,6 +97,7 @@ class SftTrainer:
             learning_rate=config.learning_rate,
             vlm_learning_rate=config.learning_rate,
         )
+        policy.model.recompute_activations(config.recompute_activations)
         groups = self.trained.groups
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=config.weight_decay)
         self._parameters = [p for group in groups for p in group["params"]]
