@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from z1.errors import ConfigError, UnknownNameError
 
-TrainingMode = Literal["expert", "joint", "joint_frozen_vision"]
+TrainingMode = Literal["expert", "joint", "joint_frozen_vision", "lora"]
 Precision = Literal["auto", "float32", "bfloat16"]
+LORA_RANK, LORA_ALPHA = 16, 16.0
 PREFIX_DEVICE_GB, PREFIX_HOST_GB = 24.0, 64.0
 ObjectiveName = Literal["grpo", "awfm", "filtered_bc"]
 
@@ -23,6 +24,28 @@ def require(condition: bool, setting: str, value: object, allowed: str) -> None:
     """Raises ``ConfigError`` naming the setting, what it was and what is allowed, unless the condition holds."""
     if not condition:
         raise ConfigError(f"{setting} is {value!r}; it must be {allowed}")
+
+
+def check_lora(prefix: str, mode: TrainingMode, rank: int, alpha: float) -> None:
+    """Refuses impossible adapters, and settings of adapters that are not there.
+
+    Args:
+        prefix: Of the settings' names.
+        mode: Training mode.
+        rank: ``lora_rank``.
+        alpha: ``lora_alpha``.
+
+    Raises:
+        ConfigError: Names the setting.
+    """
+    require(rank >= 1, f"{prefix}lora_rank", rank, "at least 1")
+    require(alpha > 0, f"{prefix}lora_alpha", alpha, "positive")
+    for name, value, usual in (("lora_rank", rank, LORA_RANK), ("lora_alpha", alpha, LORA_ALPHA)):
+        if mode != "lora" and value != usual:
+            raise ConfigError(
+                f"{prefix}{name} has no effect with {prefix}mode {mode!r}; choose the mode 'lora' or leave it at "
+                f"{usual:g}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,11 +204,17 @@ class UpdateConfig:
     plain flow matching on the policy's own successes, the baseline.
     """
     mode: TrainingMode = "expert"
-    """What trains: ``expert`` (VLM frozen), ``joint`` (all), ``joint_frozen_vision``."""
+    """What trains: ``expert`` (VLM frozen), ``joint`` (all), ``joint_frozen_vision`` (all but the image encoder),
+    ``lora`` (the expert, and low-rank adapters on the projections of the VLM's language layers).
+    """
+    lora_rank: int = LORA_RANK
+    """``lora``: rank of each projection's update."""
+    lora_alpha: float = LORA_ALPHA
+    """``lora``: the updates are multiplied by alpha / rank."""
     learning_rate: float = 5e-6
     """AdamW learning rate of the action expert."""
     vlm_learning_rate: float = 0.0
-    """AdamW learning rate of the VLM in the joint modes; 0: the expert's."""
+    """AdamW learning rate of the VLM, or of its adapters, where they train; 0: the expert's."""
     weight_decay: float = 0.01
     """AdamW weight decay."""
     warmup_iterations: int = 0
@@ -236,8 +265,9 @@ class UpdateConfig:
         require(self.vlm_learning_rate >= 0, "update.vlm_learning_rate", self.vlm_learning_rate, "at least 0")
         if self.mode == "expert" and self.vlm_learning_rate:
             raise ConfigError(
-                "update.vlm_learning_rate has no effect with update.mode 'expert'; choose a joint mode or leave it at 0"
+                "update.vlm_learning_rate has no effect with update.mode 'expert'; choose another mode or leave it at 0"
             )
+        check_lora("update.", self.mode, self.lora_rank, self.lora_alpha)
         for name, usual in (("prefix_device_gb", PREFIX_DEVICE_GB), ("prefix_host_gb", PREFIX_HOST_GB)):
             value = getattr(self, name)
             require(value >= 0, f"update.{name}", value, "at least 0")
@@ -384,7 +414,13 @@ class SftConfig:
     ema_decay: float = 0.0
     """Decay of an exponential moving average of the weights, which is then what is validated and saved; 0: none."""
     mode: TrainingMode = "joint"
-    """What trains: ``joint`` (all), ``expert`` (VLM frozen), ``joint_frozen_vision``."""
+    """What trains: ``joint`` (all), ``expert`` (VLM frozen), ``joint_frozen_vision`` (all but the image encoder),
+    ``lora`` (the expert, and low-rank adapters on the projections of the VLM's language layers).
+    """
+    lora_rank: int = LORA_RANK
+    """``lora``: rank of each projection's update."""
+    lora_alpha: float = LORA_ALPHA
+    """``lora``: the updates are multiplied by alpha / rank."""
     recompute_activations: bool = False
     """Activation checkpointing: whether a pass keeps only what goes into each layer and computes the rest again for the
     gradient. Same numbers, a third more computing, a fraction of the memory.
@@ -412,6 +448,7 @@ class SftConfig:
         require(self.steps >= 1, "steps", self.steps, "at least 1")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
+        check_lora("", self.mode, self.lora_rank, self.lora_alpha)
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "at least 0")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
         require(self.grad_clip > 0, "grad_clip", self.grad_clip, "positive")

@@ -125,6 +125,10 @@ TREES = replace(
 """Episodes of eight chunks, of which the first 1, 3 and 6 or fewer are shared."""
 
 RUNS = {name: replace(CONFIG, update=update) for name, update in UPDATES.items()} | {
+    "lora": replace(CONFIG, update=replace(CONFIG.update, mode="lora", lora_rank=2)),
+    "lora, bfloat16": replace(
+        CONFIG, update=replace(CONFIG.update, mode="lora", recompute_activations=True), precision="bfloat16"
+    ),
     "bfloat16": replace(CONFIG, update=UPDATES["grpo-joint"], precision="bfloat16"),
     "bfloat16, frozen VLM": replace(CONFIG, update=UPDATES["awfm"], precision="bfloat16"),
     "replayed scenes": replace(CONFIG, rollout=replace(CONFIG.rollout, groups=3, replay=0.9)),
@@ -471,7 +475,13 @@ def test_evaluation_scenes_and_training_scenes_are_disjoint(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"ema_decay": 0.9}, {"ema_decay": 0.9, "precision": "bfloat16", "mode": "joint_frozen_vision"}]
+    "settings",
+    [
+        {},
+        {"ema_decay": 0.9},
+        {"ema_decay": 0.9, "precision": "bfloat16", "mode": "joint_frozen_vision"},
+        {"ema_decay": 0.9, "mode": "lora", "lora_alpha": 4.0},
+    ],
 )
 def test_sft_resumes_to_the_same_numbers(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -89,7 +89,7 @@ def gradient(learner: Learner, batch: TrainingBatch, index: Tensor) -> dict[str,
 
 @pytest.mark.parametrize("minibatch", [0, 16])
 @pytest.mark.parametrize("microbatch", [1, 7, 256])
-@pytest.mark.parametrize("mode", ["expert", "joint", "joint_frozen_vision"])
+@pytest.mark.parametrize("mode", ["expert", "joint", "joint_frozen_vision", "lora"])
 def test_the_first_ratio_is_exactly_one(
     mode: str, microbatch: int, minibatch: int, prefixes: TrainingBatch, inputs: TrainingBatch
 ) -> None:

@@ -20,7 +20,7 @@ from z1.policy.policy import Policy
 from z1.seeding import Seeds
 from z1.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from z1.train.metrics import MetricsWriter, completed, read_metrics
-from z1.train.trained import TrainedWeights
+from z1.train.trained import TrainedWeights, adapters_of
 from z1.types import Observations
 
 LAST, BEST = "checkpoints/last", "checkpoints/best"
@@ -96,6 +96,7 @@ class SftTrainer:
             precision=config.precision,
             learning_rate=config.learning_rate,
             vlm_learning_rate=config.learning_rate,
+            adapters=adapters_of(config.mode, config.lora_rank, config.lora_alpha, self._seeds),
         )
         policy.model.recompute_activations(config.recompute_activations)
         groups = self.trained.groups
