@@ -403,8 +403,12 @@ class SftConfig:
     """Optimizer steps."""
     batch_size: int = 64
     """Samples per optimizer step."""
+    microbatch: int = 0
+    """Samples per forward and backward pass, whose gradients are summed; limits memory. 0: the whole batch."""
     learning_rate: float = 1e-3
-    """Peak AdamW learning rate."""
+    """Peak AdamW learning rate, of the action expert and of what has no other."""
+    vlm_learning_rate: float = 0.0
+    """Peak AdamW learning rate of the VLM, or of its adapters, where they train; 0: the expert's."""
     warmup_steps: int = 50
     """Steps over which the learning rate rises linearly; after them it falls as a cosine to a hundredth of its peak."""
     weight_decay: float = 0.01
@@ -447,6 +451,12 @@ class SftConfig:
     def __post_init__(self) -> None:
         require(self.steps >= 1, "steps", self.steps, "at least 1")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(self.microbatch >= 0, "microbatch", self.microbatch, "at least 0")
+        require(self.vlm_learning_rate >= 0, "vlm_learning_rate", self.vlm_learning_rate, "at least 0")
+        if self.mode == "expert" and self.vlm_learning_rate:
+            raise ConfigError(
+                "vlm_learning_rate has no effect with mode 'expert'; choose another mode or leave it at 0"
+            )
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
         check_lora("", self.mode, self.lora_rank, self.lora_alpha)
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "at least 0")

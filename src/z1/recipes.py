@@ -34,6 +34,7 @@ def sft_pi05(dataset: str, out: str) -> SftConfig:
         model="pi05",
         steps=30_000,
         batch_size=32,
+        microbatch=8,
         learning_rate=2.5e-5,
         warmup_steps=1_000,
         ema_decay=0.99,

@@ -95,11 +95,12 @@ class SftTrainer:
             config.mode,
             precision=config.precision,
             learning_rate=config.learning_rate,
-            vlm_learning_rate=config.learning_rate,
+            vlm_learning_rate=config.vlm_learning_rate or config.learning_rate,
             adapters=adapters_of(config.mode, config.lora_rank, config.lora_alpha, self._seeds),
         )
         policy.model.recompute_activations(config.recompute_activations)
         groups = self.trained.groups
+        self._peak_rates = [group["lr"] for group in groups]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=config.weight_decay)
         self._parameters = [p for group in groups for p in group["params"]]
         self._average = {n: p.detach().clone() for n, p in self.trained.by_name.items()} if config.ema_decay else {}
@@ -173,15 +174,15 @@ class SftTrainer:
         return np.flatnonzero(~in_held_out), np.flatnonzero(in_held_out)
 
     def _set_rate(self, step: int) -> float:
-        """Linear warmup, then a cosine to a hundredth of the peak."""
+        """Linear warmup, then a cosine to a hundredth of the peak; gives the action expert's."""
         config = self.config
         if step < config.warmup_steps:
             factor = (step + 1) / config.warmup_steps
         else:
             progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
             factor = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor
+        for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
+            group["lr"] = peak * factor
         return config.learning_rate * factor
 
     def _batch(self, step: int) -> np.ndarray:
@@ -201,10 +202,8 @@ class SftTrainer:
         observations = self._frames.observations(index := self._batch(step))
         if self.config.image_shift:
             observations = shift_images(observations, self.config.image_shift, rng)
-        loss = self._loss(observations, index, rng)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.grad_clip)
-        value, norm_value = float(loss.detach()), float(norm)
+        value = self._pass(observations, index, rng)
+        norm_value = float(torch.nn.utils.clip_grad_norm_(self._parameters, self.config.grad_clip))
         if not (math.isfinite(value) and math.isfinite(norm_value)):
             raise ConfigError(
                 f"training diverged at step {step}: loss {value:g}, gradient norm {norm_value:g}; "
@@ -217,17 +216,27 @@ class SftTrainer:
             average.lerp_(self.trained.by_name[name].detach(), 1.0 - self.config.ema_decay)
         return value, norm_value
 
-    def _loss(self, observations: Observations, index: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-        """Mean flow-matching loss of some frames; steps beyond an episode's end do not count."""
+    def _pass(self, observations: Observations, index: np.ndarray, rng: np.random.Generator) -> float:
+        """Mean flow-matching loss of some frames and, where gradients are on, its gradient, one microbatch at a time.
+
+        Steps beyond an episode's end do not count. Noise and times are drawn for all of them at once.
+        """
         policy = self.policy
         chunks, padded = self._dataset.action_chunks(index, policy.config.horizon)
         actions = policy.normalize_actions(chunks)
         noise = torch.from_numpy(rng.standard_normal(tuple(actions.shape), dtype=np.float32)).to(actions)
         t = flow.sample_time(torch.from_numpy(rng.random(len(index), dtype=np.float32))).to(actions)
-        prefix = policy.model.encode_prefix(policy.prepare(observations))
-        velocity = policy.model.velocity(prefix, flow.interpolate(actions, noise, t), t)
         mask = torch.from_numpy(~padded).to(actions.device)
-        return flow_matching_error(velocity, flow.target(actions, noise), mask).mean()
+        x_t, target = flow.interpolate(actions, noise, t), flow.target(actions, noise)
+        total = 0.0
+        for part in torch.arange(len(index)).split(self.config.microbatch or len(index)):
+            prefix = policy.model.encode_prefix(policy.prepare(observations.rows(part.numpy())))
+            velocity = policy.model.velocity(prefix, x_t[part], t[part])
+            loss = flow_matching_error(velocity, target[part], mask[part]).sum() / len(index)
+            if loss.requires_grad:
+                loss.backward()
+            total += float(loss.detach())
+        return total
 
     def _validate_and_save(self) -> dict[str, float]:
         record: dict[str, float] = {}
@@ -249,7 +258,7 @@ class SftTrainer:
         rng = self._seeds.rng("sft", "validation")
         index = rng.choice(self._held_out, size=VALIDATION_DRAWS, replace=len(self._held_out) < VALIDATION_DRAWS)
         parts = np.array_split(index, math.ceil(len(index) / self.config.batch_size))
-        losses = [float(self._loss(self._frames.observations(p), p, rng)) * len(p) for p in parts]
+        losses = [self._pass(self._frames.observations(p), p, rng) * len(p) for p in parts]
         return sum(losses) / len(index)
 
     def _averaged_weights(self) -> _Swapped:
