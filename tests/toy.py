@@ -14,6 +14,8 @@ import numpy as np
 from z1.data.stats import compute_stats
 from z1.policy.config import PolicyConfig, ProcessorConfig
 from z1.policy.policy import Policy
+from z1.rollout.groups import RolloutGroup
+from z1.rollout.tree import ChunkWeights, SegmentWeights
 from z1.sims.spec import SimCounters
 from z1.types import ChunkOutcome, Observations, Scene, SimInfo
 
@@ -214,6 +216,11 @@ def toy_policy(seed: int = 0, config: PolicyConfig = CONFIG) -> Policy:
         action_stats=compute_stats(rng.uniform(-1, 1, (200, 2))),
     )
     return Policy.create(config, processor, seed=seed)
+
+
+def spread(groups: tuple[RolloutGroup, ...], weights: list[SegmentWeights]) -> list[ChunkWeights]:
+    """What the chunks of some groups count, from what their segments count."""
+    return [own.spread(group.segment_lengths) for group, own in zip(groups, weights, strict=True)]
 
 
 class ToyDemonstrations:

@@ -117,11 +117,17 @@ class RolloutConfig:
     """Largest mean return of a group that is trained on."""
     reward_decay: float = 1.0
     """Factor per chunk on the reward of a success; 1: when the success comes does not matter."""
-    advantage: Literal["group", "tree"] = "group"
-    """``group``: a member's return against its group's. ``tree``: a segment's mean return against its siblings'."""
+    advantage: Literal["group", "tree", "critic"] = "group"
+    """``group``: a member's return against its group's. ``tree``: a segment's mean return against its siblings'.
+    ``critic``: what each chunk changed in the return that a critic expects, learned from the same rollouts.
+    """
     tree_discount: float = 0.5
     """Tree advantages: weight of an ancestor's advantage per generation; 1 compares with the whole group, 0 with the
     siblings only.
+    """
+    critic_decay: float = 0.8
+    """Critic advantages: weight per chunk of what comes later (the lambda of generalised advantages); 1 compares the
+    outcome with the value before the chunk, 0 the value after it.
     """
     all_success_rule: bool = True
     """Whether groups in which all succeeded get R - min R, which never punishes a success, instead of the z-score."""
@@ -136,6 +142,7 @@ class RolloutConfig:
         require(self.groups >= 1, "rollout.groups", self.groups, "at least 1")
         require(self.group_size >= 2, "rollout.group_size", self.group_size, "at least 2, since members are compared")
         self._check_branching()
+        self._check_advantage()
         require(0 <= self.replay < 1, "rollout.replay", self.replay, "in [0, 1)")
         require(self.noise_level >= 0, "rollout.noise_level", self.noise_level, "at least 0")
         require(self.stochastic_steps >= 1, "rollout.stochastic_steps", self.stochastic_steps, "at least 1")
@@ -160,10 +167,10 @@ class RolloutConfig:
     def _check_branching(self) -> None:
         """Refuses plans that cannot be, and settings that the plan would make idle."""
         require(self.prefix >= 0, "rollout.prefix", self.prefix, "at least 0 chunks")
-        require(0 <= self.tree_discount <= 1, "rollout.tree_discount", self.tree_discount, "in [0, 1]")
         if self.plan == "flat":
-            for name, idle in (("prefix", 0), ("prefix_schedule", "fixed"), ("advantage", "group")):
-                if getattr(self, name) != idle:
+            idle = {"prefix": 0, "prefix_schedule": "fixed"} | ({"advantage": ""} if self.advantage == "tree" else {})
+            for name, value in idle.items():
+                if getattr(self, name) != value:
                     raise ConfigError(
                         f"rollout.{name} is {getattr(self, name)!r}, which has no effect with rollout.plan 'flat'; "
                         "choose the plan 'shared_prefix' or 'tree'"
@@ -173,25 +180,37 @@ class RolloutConfig:
                 f"rollout.plan is {self.plan!r} with rollout.prefix 0, which shares nothing; set rollout.prefix to the "
                 "chunks until the last branch point, or choose the plan 'flat'"
             )
-        if self.advantage == "tree" and self.plan == "shared_prefix":
-            raise ConfigError(
-                "rollout.advantage 'tree' equals 'group' with rollout.plan 'shared_prefix', where all members part at "
-                "once; choose the plan 'tree'"
-            )
-        if self.advantage == "group" and self.tree_discount != 0.5:
-            raise ConfigError(
-                "rollout.tree_discount has no effect with rollout.advantage 'group'; leave it at 0.5, or choose 'tree'"
-            )
-        if self.all_success_advantage and not self.all_success_rule:
-            raise ConfigError(
-                "rollout.all_success_advantage has no effect without rollout.all_success_rule; leave it at 0"
-            )
         if self.plan == "tree":
             require(
                 self.group_size & (self.group_size - 1) == 0,
                 "rollout.group_size",
                 self.group_size,
                 "a power of two with rollout.plan 'tree'",
+            )
+
+    def _check_advantage(self) -> None:
+        """Refuses settings of other kinds of advantages."""
+        require(0 <= self.tree_discount <= 1, "rollout.tree_discount", self.tree_discount, "in [0, 1]")
+        require(0 <= self.critic_decay <= 1, "rollout.critic_decay", self.critic_decay, "in [0, 1]")
+        if self.advantage == "tree" and self.plan == "shared_prefix":
+            raise ConfigError(
+                "rollout.advantage 'tree' equals 'group' with rollout.plan 'shared_prefix', where all members part at "
+                "once; choose the plan 'tree'"
+            )
+        for name, idle, kind in (("tree_discount", 0.5, "tree"), ("critic_decay", 0.8, "critic")):
+            if self.advantage != kind and getattr(self, name) != idle:
+                raise ConfigError(
+                    f"rollout.{name} has no effect with rollout.advantage {self.advantage!r}; leave it at {idle}, "
+                    f"or choose {kind!r}"
+                )
+        if self.all_success_advantage and not self.all_success_rule:
+            raise ConfigError(
+                "rollout.all_success_advantage has no effect without rollout.all_success_rule; leave it at 0"
+            )
+        if self.advantage == "critic" and (self.all_success_advantage or not self.all_success_rule):
+            raise ConfigError(
+                "rollout.all_success_rule and all_success_advantage have no effect with rollout.advantage 'critic', "
+                "which treats all groups alike; leave them at true and 0"
             )
 
 
@@ -378,7 +397,7 @@ class RlConfig:
                 "update.count 'segments' has no effect with rollout.plan 'flat', where nothing is shared; "
                 "leave it at 'members'"
             )
-        if self.update.objective == "filtered_bc" and self.rollout.advantage == "tree":
+        if self.update.objective == "filtered_bc" and self.rollout.advantage != "group":
             raise ConfigError(
                 "rollout.advantage has no effect with update.objective 'filtered_bc', which weighs successes alike; "
                 "leave it at 'group'"

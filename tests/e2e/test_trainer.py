@@ -17,6 +17,7 @@ from z1.config import ActingConfig, RlConfig, RolloutConfig, SftConfig, UpdateCo
 from z1.errors import CheckpointError, ConfigError
 from z1.rollout import prefix
 from z1.rollout.scenes import SceneSource
+from z1.train.critic import Critic
 from z1.train.learner import Learner
 from z1.train.metrics import MetricsWriter, read_metrics
 from z1.train.sft import SftTrainer
@@ -133,6 +134,10 @@ RUNS = {name: replace(CONFIG, update=update) for name, update in UPDATES.items()
     "bfloat16, frozen VLM": replace(CONFIG, update=UPDATES["awfm"], precision="bfloat16"),
     "replayed scenes": replace(CONFIG, rollout=replace(CONFIG.rollout, groups=3, replay=0.9)),
     "shortened steps": replace(CONFIG, update=replace(UPDATES["grpo"], target_kl=1e-4, shorten_last_step=True)),
+    "critic": replace(CONFIG, update=UPDATES["grpo"], rollout=replace(CONFIG.rollout, advantage="critic")),
+    "tree, critic, joint": replace(
+        TREES, update=UPDATES["grpo-joint"], rollout=replace(TREES.rollout, advantage="critic", critic_decay=0.5)
+    ),
     "tree": replace(TREES, update=UPDATES["grpo"]),
     "tree, linear": replace(
         TREES, update=UPDATES["awfm-negative"], rollout=replace(TREES.rollout, prefix_schedule="linear")
@@ -200,6 +205,17 @@ def test_where_prefixes_are_kept_changes_nothing(name: str, tmp_path: Path) -> N
     assert runs[0] == runs[1] == runs[2]
     weights = {(tmp_path / place / "policy/model.safetensors").read_bytes() for place in ("24.0", "0.0001", "0.0")}
     assert len(weights) == 1
+
+
+def test_a_critic_that_forgets_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative twin: the critic's weights and what it saw are part of the state."""
+    config = RUNS["critic"]
+    rl(tmp_path / "straight", config)
+    rl(tmp_path / "parts", replace(config, iterations=2))
+    monkeypatch.setattr(Critic, "load_state", lambda critic, arrays: None)
+    rl(tmp_path / "parts", config, resume=True)
+    first, second = (records_of(tmp_path / name)[3:] for name in ("straight", "parts"))
+    assert [r["critic/explained_variance"] for r in first] != [r["critic/explained_variance"] for r in second]
 
 
 @pytest.mark.usefixtures("restless")

@@ -51,7 +51,7 @@ def updated(
         groups=4,
         explore=Exploration(noise_level=0.5, exclude_last_step=True),
     )
-    weights = [advantage_weights_of(group, ROLLOUT) for group in rollouts.kept]
+    weights = [advantage_weights_of(group, ROLLOUT).spread(group.segment_lengths) for group in rollouts.kept]
     batch = build_training_batch(rollouts.kept, weights, rollouts.ticks, ACTING.chunk_length)
     assert batch is not None
     stats = learner.update(batch, 0)

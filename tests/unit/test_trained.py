@@ -57,7 +57,7 @@ def batch_of(learner: Learner) -> TrainingBatch:
         groups=5,
         explore=Exploration(noise_level=0.5, exclude_last_step=True),
     )
-    weights = [advantage_weights_of(group, ROLLOUT) for group in rollouts.kept]
+    weights = [advantage_weights_of(group, ROLLOUT).spread(group.segment_lengths) for group in rollouts.kept]
     batch = build_training_batch(rollouts.kept, weights, rollouts.ticks, ACTING.chunk_length)
     assert batch is not None
     return batch

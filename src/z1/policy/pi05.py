@@ -24,6 +24,9 @@ from z1.policy.siglip import VisionEncoder
 
 MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0
 
+SUMMARY_LAYERS = 3
+"""Layers of the VLM that ``PrefixCache.summary`` looks at."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInput:
@@ -128,6 +131,24 @@ class PrefixCache:
             mask=torch.cat([_pad(part.mask, 1, longest) for part in parts]),
             full=all(part.full and part.mask.shape[1] == longest for part in parts),
         )
+
+    def summary(self, layers: int = SUMMARY_LAYERS) -> Tensor:
+        """What the VLM made of each observation, as one vector: for a critic, not for acting.
+
+        Args:
+            layers: How many of the last layers to look at, at most ``depth``.
+
+        Returns:
+            float32 ``[B, 2 * layers * kv_heads * head_dim]``: the values of these layers, averaged over the tokens that
+            count, then those of the last token that counts, which has attended to all others.
+        """
+        values, mask = self.values[:, -layers:].float(), self.mask
+        count = mask.sum(dim=1)
+        mean = (values * mask[:, None, :, None]).sum(dim=2) / count[:, None, None]
+        position = torch.arange(mask.shape[1], device=mask.device)
+        last = (mask * position).argmax(dim=1)
+        ends = values[torch.arange(len(self), device=mask.device), :, last]
+        return torch.cat((mean.flatten(1), ends.flatten(1)), dim=1)
 
     def detach(self) -> PrefixCache:
         """The same without gradient."""

@@ -49,6 +49,9 @@ METRICS: dict[str, Metric] = {
     ),
     "rollout/prefix_device_bytes": Metric("bytes", "Device memory that their stored VLM prefixes take"),
     "rollout/prefix_host_bytes": Metric("bytes", "Host memory that their stored VLM prefixes take, in whole slots"),
+    "critic/explained_variance": Metric(
+        "0..1", "Share of the returns' variance that the critic explains, over all chunks of scenes it never trained on"
+    ),
     "update/loss": Metric("loss", "Loss of the first minibatch, before its optimizer step"),
     "update/approx_kl": Metric("nats", "KL divergence from the behaviour policy, estimated on the last minibatch"),
     "update/clip_fraction": Metric("0..1", "Share of chunks whose gradient was clipped, last minibatch"),
@@ -86,6 +89,7 @@ METRICS: dict[str, Metric] = {
     "time/sim_s": Metric("seconds", "Stepping the simulators so far, measured inside the hosts and summed over them"),
     "time/render_s": Metric("seconds", "Rendering so far, measured inside the hosts and summed over them"),
     "time/policy_s": Metric("seconds", "Policy calls during rollouts so far, part of time/rollout_s"),
+    "time/critic_s": Metric("seconds", "Training the critic, so far"),
     "time/overhead_s": Metric(
         "seconds", "Planning, branching and bookkeeping of rollouts so far: neither policy nor simulators"
     ),
@@ -102,6 +106,7 @@ METRICS: dict[str, Metric] = {
 GROUPS: dict[str, str] = {
     "iteration": "Where a record belongs",
     "rollout": "Training rollouts of the iteration",
+    "critic": "The critic of the iteration",
     "update": "The update of the iteration",
     "eval": "Validation on fixed scenes",
     "cost": "Work done so far (cumulative)",
