@@ -13,7 +13,10 @@ from typing import Any, Literal
 
 from z1.errors import ConfigError, UnknownNameError
 
-TrainingMode = Literal["expert", "joint", "joint_frozen_vision"]
+TrainingMode = Literal["expert", "joint", "joint_frozen_vision", "lora"]
+Precision = Literal["auto", "float32", "bfloat16"]
+LORA_RANK, LORA_ALPHA = 16, 16.0
+PREFIX_DEVICE_GB, PREFIX_HOST_GB = 24.0, 64.0
 ObjectiveName = Literal["grpo", "awfm", "filtered_bc"]
 
 
@@ -21,6 +24,28 @@ def require(condition: bool, setting: str, value: object, allowed: str) -> None:
     """Raises ``ConfigError`` naming the setting, what it was and what is allowed, unless the condition holds."""
     if not condition:
         raise ConfigError(f"{setting} is {value!r}; it must be {allowed}")
+
+
+def check_lora(prefix: str, mode: TrainingMode, rank: int, alpha: float) -> None:
+    """Refuses impossible adapters, and settings of adapters that are not there.
+
+    Args:
+        prefix: Of the settings' names.
+        mode: Training mode.
+        rank: ``lora_rank``.
+        alpha: ``lora_alpha``.
+
+    Raises:
+        ConfigError: Names the setting.
+    """
+    require(rank >= 1, f"{prefix}lora_rank", rank, "at least 1")
+    require(alpha > 0, f"{prefix}lora_alpha", alpha, "positive")
+    for name, value, usual in (("lora_rank", rank, LORA_RANK), ("lora_alpha", alpha, LORA_ALPHA)):
+        if mode != "lora" and value != usual:
+            raise ConfigError(
+                f"{prefix}{name} has no effect with {prefix}mode {mode!r}; choose the mode 'lora' or leave it at "
+                f"{usual:g}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,11 +223,17 @@ class UpdateConfig:
     plain flow matching on the policy's own successes, the baseline.
     """
     mode: TrainingMode = "expert"
-    """What trains: ``expert`` (VLM frozen), ``joint`` (all), ``joint_frozen_vision``."""
+    """What trains: ``expert`` (VLM frozen), ``joint`` (all), ``joint_frozen_vision`` (all but the image encoder),
+    ``lora`` (the expert, and low-rank adapters on the projections of the VLM's language layers).
+    """
+    lora_rank: int = LORA_RANK
+    """``lora``: rank of each projection's update."""
+    lora_alpha: float = LORA_ALPHA
+    """``lora``: the updates are multiplied by alpha / rank."""
     learning_rate: float = 5e-6
     """AdamW learning rate of the action expert."""
     vlm_learning_rate: float = 0.0
-    """AdamW learning rate of the VLM in the joint modes; 0: the expert's."""
+    """AdamW learning rate of the VLM, or of its adapters, where they train; 0: the expert's."""
     weight_decay: float = 0.01
     """AdamW weight decay."""
     warmup_iterations: int = 0
@@ -213,6 +244,18 @@ class UpdateConfig:
     """Chunks per optimizer step; 0: all chunks of the iteration."""
     microbatch: int = 256
     """Chunks per forward and backward pass; limits memory. AWFM draws noise per microbatch: there numbers change."""
+    recompute_activations: bool = False
+    """Activation checkpointing: whether a pass keeps only what goes into each layer and computes the rest again for the
+    gradient. Same numbers, a third more computing, a fraction of the memory.
+    """
+    prefix_device_gb: float = PREFIX_DEVICE_GB
+    """``expert``: device memory, in GB, for the VLM prefixes of an iteration's observations, computed once while acting
+    and used in every update epoch. A full-size pi0.5 takes up to 0.018 GB an observation.
+    """
+    prefix_host_gb: float = PREFIX_HOST_GB
+    """``expert``: host memory, in GB, for those that do not fit, at most half of the machine's. The others are computed
+    again in every pass; with 0 here and for the device, all of them.
+    """
     count: Literal["members", "segments"] = "members"
     """What a chunk that several members share counts in the loss's denominator: each of them (the paper), or once."""
     grad_clip: float = 1.0
@@ -241,8 +284,17 @@ class UpdateConfig:
         require(self.vlm_learning_rate >= 0, "update.vlm_learning_rate", self.vlm_learning_rate, "at least 0")
         if self.mode == "expert" and self.vlm_learning_rate:
             raise ConfigError(
-                "update.vlm_learning_rate has no effect with update.mode 'expert'; choose a joint mode or leave it at 0"
+                "update.vlm_learning_rate has no effect with update.mode 'expert'; choose another mode or leave it at 0"
             )
+        check_lora("update.", self.mode, self.lora_rank, self.lora_alpha)
+        for name, usual in (("prefix_device_gb", PREFIX_DEVICE_GB), ("prefix_host_gb", PREFIX_HOST_GB)):
+            value = getattr(self, name)
+            require(value >= 0, f"update.{name}", value, "at least 0")
+            if self.mode != "expert" and value != usual:
+                raise ConfigError(
+                    f"update.{name} has no effect with update.mode {self.mode!r}, where the VLM changes; "
+                    f"leave it at {usual:g}"
+                )
         require(self.weight_decay >= 0, "update.weight_decay", self.weight_decay, "at least 0")
         require(self.warmup_iterations >= 0, "update.warmup_iterations", self.warmup_iterations, "at least 0")
         require(self.epochs >= 1, "update.epochs", self.epochs, "at least 1")
@@ -308,6 +360,10 @@ class RlConfig:
     """
     device: str = "auto"
     """``cpu``, ``cuda`` or ``auto``."""
+    precision: Precision = "float32"
+    """What the network computes in. With ``bfloat16`` the weights that train, their gradients and the optimizer's state
+    stay in float32. ``auto``: bfloat16 on a GPU, float32 on a CPU, settled when the run begins.
+    """
     wandb: bool = False
     """Also log to Weights & Biases."""
     sim: SimConfig = field(default_factory=SimConfig)
@@ -366,8 +422,12 @@ class SftConfig:
     """Optimizer steps."""
     batch_size: int = 64
     """Samples per optimizer step."""
+    microbatch: int = 0
+    """Samples per forward and backward pass, whose gradients are summed; limits memory. 0: the whole batch."""
     learning_rate: float = 1e-3
-    """Peak AdamW learning rate."""
+    """Peak AdamW learning rate, of the action expert and of what has no other."""
+    vlm_learning_rate: float = 0.0
+    """Peak AdamW learning rate of the VLM, or of its adapters, where they train; 0: the expert's."""
     warmup_steps: int = 50
     """Steps over which the learning rate rises linearly; after them it falls as a cosine to a hundredth of its peak."""
     weight_decay: float = 0.01
@@ -377,7 +437,17 @@ class SftConfig:
     ema_decay: float = 0.0
     """Decay of an exponential moving average of the weights, which is then what is validated and saved; 0: none."""
     mode: TrainingMode = "joint"
-    """What trains: ``joint`` (all), ``expert`` (VLM frozen), ``joint_frozen_vision``."""
+    """What trains: ``joint`` (all), ``expert`` (VLM frozen), ``joint_frozen_vision`` (all but the image encoder),
+    ``lora`` (the expert, and low-rank adapters on the projections of the VLM's language layers).
+    """
+    lora_rank: int = LORA_RANK
+    """``lora``: rank of each projection's update."""
+    lora_alpha: float = LORA_ALPHA
+    """``lora``: the updates are multiplied by alpha / rank."""
+    recompute_activations: bool = False
+    """Activation checkpointing: whether a pass keeps only what goes into each layer and computes the rest again for the
+    gradient. Same numbers, a third more computing, a fraction of the memory.
+    """
     normalization: Literal["quantile_openpi", "quantile_lerobot", "mean_std"] = "quantile_openpi"
     """How state and actions of a new policy are normalised."""
     image_shift: int = 0
@@ -390,13 +460,24 @@ class SftConfig:
     """Run seed."""
     device: str = "auto"
     """``cpu``, ``cuda`` or ``auto``."""
+    precision: Precision = "float32"
+    """What the network computes in. With ``bfloat16`` the weights that train, their gradients and the optimizer's state
+    stay in float32. ``auto``: bfloat16 on a GPU, float32 on a CPU, settled when the run begins.
+    """
     wandb: bool = False
     """Also log to Weights & Biases."""
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "steps", self.steps, "at least 1")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(self.microbatch >= 0, "microbatch", self.microbatch, "at least 0")
+        require(self.vlm_learning_rate >= 0, "vlm_learning_rate", self.vlm_learning_rate, "at least 0")
+        if self.mode == "expert" and self.vlm_learning_rate:
+            raise ConfigError(
+                "vlm_learning_rate has no effect with mode 'expert'; choose another mode or leave it at 0"
+            )
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
+        check_lora("", self.mode, self.lora_rank, self.lora_alpha)
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "at least 0")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
         require(self.grad_clip > 0, "grad_clip", self.grad_clip, "positive")

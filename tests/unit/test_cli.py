@@ -171,7 +171,7 @@ def test_the_reader_of_the_output_may_leave() -> None:
         ),
         (
             ["rl", "--recipe", "tiny", "--policy", "p", "--task", "t", "--out", "o", "--update.vlm-learning-rate", "1"],
-            "update.vlm_learning_rate has no effect with update.mode 'expert'; choose a joint mode or leave it at 0",
+            "update.vlm_learning_rate has no effect with update.mode 'expert'; choose another mode or leave it at 0",
         ),
         (["demos", "--task", "metaworld/push", "--out", "o", "--hosts", "0"], "hosts is 0; it must be at least 1"),
         (["demo", "--hosts", "0"], "hosts is 0; it must be at least 1"),

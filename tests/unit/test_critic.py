@@ -25,7 +25,7 @@ from z1.types import Scene
 
 SETTINGS = RolloutConfig(group_size=4, plan="tree", prefix=4, advantage="critic", critic_decay=0.5)
 FLAT = replace(SETTINGS, plan="flat", prefix=0)
-EXPLORE = Exploration(noise_level=0.5, exclude_last_step=True, keep="prefix", summarise=True)
+EXPLORE = Exploration(noise_level=0.5, exclude_last_step=True, summarise=True)
 
 
 def test_generalised_advantages_by_hand() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from z1.policy.config import ExpertConfig, VlmConfig
+from z1.policy.recompute import run_layer
 
 RMS_EPS = 1e-6
 ROPE_THETA = 10_000.0
@@ -190,6 +191,9 @@ class VlmLastLayer(nn.Module):
 class Vlm(nn.Module):
     """Token embeddings in, keys and values of every layer out."""
 
+    recompute = False
+    """Activation checkpointing, see ``run_layer``."""
+
     def __init__(self, config: VlmConfig) -> None:
         super().__init__()
         self.config = config
@@ -220,7 +224,7 @@ class Vlm(nn.Module):
         table = rotary(positions, self.config.head_dim)
         keys, values = [], []
         for layer in self.layers:
-            x, key, value = layer(x, table, bias)
+            x, key, value = run_layer(layer, x, table, bias, recompute=self.recompute)
             keys.append(key)
             values.append(value)
         key, value = self.last(x, table)
@@ -246,6 +250,9 @@ class ActionExpert(nn.Module):
     Every norm is adaptive: ``norm(x) * (1 + scale) + shift``, and a branch's result is multiplied by ``gate``. Scale,
     shift and gate of all norms depend on the time alone; they come from one matrix product, ``modulation``.
     """
+
+    recompute = False
+    """Activation checkpointing, see ``run_layer``."""
 
     def __init__(self, config: ExpertConfig, layout: VlmConfig) -> None:
         super().__init__()
@@ -292,9 +299,10 @@ class ActionExpert(nn.Module):
             table = rotary(prefix_mask.sum(1, keepdim=True) + steps, layout.head_dim)
             bias = functional.pad(mask_bias(prefix_mask), (0, horizon))
         shape = (batch, length, layout.kv_heads, layout.head_dim)
-        for i, (layer, past_key, past_value) in enumerate(
-            zip(self.layers, prefix_keys.unbind(1), prefix_values.unbind(1), strict=True)
-        ):
+        past_keys, past_values = prefix_keys.unbind(1), prefix_values.unbind(1)
+
+        def run(i: int, x: Tensor) -> Tensor:
+            layer, past_key, past_value = self.layers[i], past_keys[i], past_values[i]
             assert isinstance(layer, ExpertLayer)
             query, key, value = layer.attention.project(modulate(x, scale[2 * i], shift[2 * i]), table)
             key = torch.cat((past_key.view(shape).to(key.dtype), key), dim=1)
@@ -302,7 +310,10 @@ class ActionExpert(nn.Module):
             branch = layer.attention.out(attend(query, key, value, bias))
             x = torch.addcmul(x, branch.to(x.dtype), gate[2 * i].to(x.dtype))
             branch = layer.mlp(modulate(x, scale[2 * i + 1], shift[2 * i + 1]))
-            x = torch.addcmul(x, branch.to(x.dtype), gate[2 * i + 1].to(x.dtype))
+            return torch.addcmul(x, branch.to(x.dtype), gate[2 * i + 1].to(x.dtype))
+
+        for i in range(len(self.layers)):
+            x = run_layer(run, i, x, recompute=self.recompute)
         return modulate(x, scale[-1], shift[-1])
 
 

@@ -49,6 +49,7 @@ class ModelInput:
 
     def rows(self, index: Tensor) -> ModelInput:
         """Some rows, by int64 index."""
+        index = index.to(self.tokens.device)
         return ModelInput(
             images=self.images.index_select(0, index),
             image_mask=self.image_mask.index_select(0, index),
@@ -65,6 +66,20 @@ class ModelInput:
             image_mask=torch.cat([part.image_mask for part in parts]),
             tokens=torch.cat([_pad(part.tokens, 1, longest) for part in parts]),
             token_mask=torch.cat([_pad(part.token_mask, 1, longest) for part in parts]),
+        )
+
+    def trimmed(self) -> ModelInput:
+        """Without the cameras that no row has and without the text padding that all rows have."""
+        cameras = self.image_mask.any(0)
+        images, image_mask = self.images, self.image_mask
+        if not bool(cameras.all()):
+            images, image_mask = images[:, cameras], image_mask[:, cameras]
+        length = max(int(self.token_mask.sum(1).max()), 1)
+        return ModelInput(
+            images=images,
+            image_mask=image_mask,
+            tokens=self.tokens[:, :length],
+            token_mask=self.token_mask[:, :length],
         )
 
     def to(self, device: torch.device | str) -> ModelInput:
@@ -98,6 +113,7 @@ class PrefixCache:
 
     def rows(self, index: Tensor) -> PrefixCache:
         """Some rows, by int64 index; a row may be taken several times, and gets the sum of their gradients."""
+        index = index.to(self.keys.device)
         return PrefixCache(
             keys=self.keys.index_select(0, index),
             values=self.values.index_select(0, index),
@@ -228,7 +244,11 @@ class Pi05(nn.Module):
         """Where the parameters are."""
         return self.action_in.weight.device
 
-    def encode_prefix(self, inputs: ModelInput) -> PrefixCache:
+    def recompute_activations(self, on: bool) -> None:
+        """Whether training keeps only what goes into each layer and computes the rest again in the backward pass."""
+        self.vision.recompute = self.vlm.recompute = self.expert.recompute = on
+
+    def encode_prefix(self, inputs: ModelInput, *, trim: bool = True) -> PrefixCache:
         """Runs image encoder and VLM.
 
         Cameras that no row has and text padding that all rows have are left out before the VLM; what single rows lack
@@ -236,19 +256,17 @@ class Pi05(nn.Module):
 
         Args:
             inputs: B observations.
+            trim: Whether to leave out what no row has; False for inputs that were trimmed before.
 
         Returns:
             Keys and values of B rows; differentiable unless gradients are disabled.
         """
-        cameras = inputs.image_mask.any(0)
-        images, image_mask = inputs.images, inputs.image_mask
-        if not bool(cameras.all()):
-            images, image_mask = images[:, cameras], image_mask[:, cameras]
-        length = max(int(inputs.token_mask.sum(1).max()), 1)
-        tokens, token_mask = inputs.tokens[:, :length], inputs.token_mask[:, :length]
-        blocks = self._image_blocks(images, image_mask)
-        x = torch.cat((blocks, self.vlm.embed(tokens).to(blocks.dtype)), dim=1)
-        mask = torch.cat((image_mask.repeat_interleave(self.config.vision.tokens, dim=1), token_mask), dim=1)
+        if trim:
+            inputs = inputs.trimmed()
+        blocks = self._image_blocks(inputs.images, inputs.image_mask)
+        x = torch.cat((blocks, self.vlm.embed(inputs.tokens).to(blocks.dtype)), dim=1)
+        image_mask = inputs.image_mask.repeat_interleave(self.config.vision.tokens, dim=1)
+        mask = torch.cat((image_mask, inputs.token_mask), dim=1)
         full = bool(mask.all())
         keys, values = self.vlm(x, None if full else mask)
         return PrefixCache(keys=keys, values=values, mask=mask, full=full)

@@ -8,6 +8,7 @@ policy/
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from z1.errors import CheckpointError, ConfigError
 from z1.files import atomic_folder, read_json, write_json
 from z1.policy.config import PolicyConfig, ProcessorConfig
 from z1.policy.images import letterbox
+from z1.policy.lora import merged
 from z1.policy.pi05 import ModelInput, Pi05, PrefixCache
 from z1.policy.sampler import SampledChunk, chunk_log_prob, sample_chunk
 from z1.policy.tensor_files import MODEL_FILE, OnBytes, TensorFiles
@@ -231,17 +233,19 @@ class Policy:
             result = np.clip(result, processor.action_low, processor.action_high)
         return result.astype(np.float32)
 
-    def save(self, path: Path | str, *, replace: bool = False) -> None:
+    def save(self, path: Path | str, *, replace: bool = False, tensors: Mapping[str, Tensor] | None = None) -> None:
         """Writes the policy's folder, in one move.
 
         Args:
             path: The folder.
             replace: Whether an existing folder is replaced.
+            tensors: Weights to write instead of the network's own, in which adapters are merged.
 
         Raises:
             RunFolderError: It exists already or cannot be written.
         """
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        tensors = merged(self.model, self.model.state_dict()) if tensors is None else tensors
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with atomic_folder(Path(path), replace=replace) as folder:
             save_file(tensors, folder / MODEL_FILE, metadata={"format": "pt"})
             (folder / self.tokenizer.file_name).write_bytes(self.tokenizer.serialised)
@@ -281,8 +285,12 @@ class Policy:
         except ConfigError as error:
             raise CheckpointError(f"{folder}: {error}") from None
 
-    def load_weights(self, path: Path | str) -> None:
+    def load_weights(self, path: Path | str, *, into: Mapping[str, Tensor] | None = None) -> None:
         """Overwrites the weights, in place, with those of a policy's folder.
+
+        Args:
+            path: The folder.
+            into: Tensors to overwrite, by name, instead of all of the network's own.
 
         Raises:
             CheckpointError: They are missing, damaged or of another size.
@@ -291,7 +299,8 @@ class Policy:
         _read_config_json(folder)
         files, rules = TensorFiles.of_folder(folder), own_rules(self.config)
         check_rules(files, rules)
-        read_into(self.model.state_dict(), files, rules)
+        targets = self.model.state_dict() if into is None else into
+        read_into(targets, files, [rule for rule in rules if rule.name in targets])
 
 
 def read_settings(path: Path | str) -> tuple[PolicyConfig, ProcessorConfig]:

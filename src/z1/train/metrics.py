@@ -47,6 +47,11 @@ METRICS: dict[str, Metric] = {
     "critic/explained_variance": Metric(
         "0..1", "Share of the returns' variance that the critic explains, over all chunks of scenes it never trained on"
     ),
+    "rollout/prefix_observations": Metric(
+        "observations", "Observations whose VLM prefix the update may use, each one once; expert mode only"
+    ),
+    "rollout/prefix_device_bytes": Metric("bytes", "Device memory that their stored VLM prefixes take"),
+    "rollout/prefix_host_bytes": Metric("bytes", "Host memory that their stored VLM prefixes take, in whole slots"),
     "update/loss": Metric("loss", "Loss of the first minibatch, before its optimizer step"),
     "update/approx_kl": Metric("nats", "KL divergence from the behaviour policy, estimated on the last minibatch"),
     "update/clip_fraction": Metric("0..1", "Share of chunks whose gradient was clipped, last minibatch"),
@@ -72,8 +77,11 @@ METRICS: dict[str, Metric] = {
     "cost/renders": Metric("images", "Camera images rendered for training rollouts so far"),
     "cost/policy_calls": Metric("calls", "Batched policy calls of training rollouts so far"),
     "cost/chunks": Metric("chunks", "Chunks sampled for training rollouts so far"),
-    "cost/vlm_prefixes": Metric("prefixes", "VLM prefixes computed so far"),
+    "cost/vlm_prefixes": Metric("prefixes", "VLM prefixes computed while acting so far"),
     "cost/denoise_steps": Metric("steps", "Denoise steps of the action expert so far, counted per sample"),
+    "cost/prefix_device_hits": Metric("rows", "Rows of update passes whose VLM prefix lay in device memory so far"),
+    "cost/prefix_host_hits": Metric("rows", "Rows of update passes whose VLM prefix lay in host memory so far"),
+    "cost/prefix_recomputed": Metric("prefixes", "Stored observations that update passes encoded again so far"),
     "cost/gradient_chunks": Metric("chunks", "Chunks that went through a backward pass so far, every pass counted"),
     "time/rollout_s": Metric("seconds", "Wall-clock of collecting rollouts so far"),
     "time/update_s": Metric("seconds", "Wall-clock of updates so far"),

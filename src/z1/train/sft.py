@@ -17,10 +17,10 @@ from z1.data.lerobot import LeRobotDataset
 from z1.errors import CheckpointError, ConfigError
 from z1.policy import flow
 from z1.policy.policy import Policy
-from z1.policy.trainable import parameter_groups
 from z1.seeding import Seeds
 from z1.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from z1.train.metrics import MetricsWriter, completed, read_metrics
+from z1.train.trained import TrainedWeights, adapters_of
 from z1.types import Observations
 
 LAST, BEST = "checkpoints/last", "checkpoints/best"
@@ -90,16 +90,20 @@ class SftTrainer:
         self._seeds = Seeds(config.seed)
         self._frames = Frames.of(dataset, policy.processor.cameras)
         self._train, self._held_out = self._split()
-        groups = parameter_groups(
+        self.trained = TrainedWeights(
             policy.model,
             config.mode,
+            precision=config.precision,
             learning_rate=config.learning_rate,
-            vlm_learning_rate=config.learning_rate,
+            vlm_learning_rate=config.vlm_learning_rate or config.learning_rate,
+            adapters=adapters_of(config.mode, config.lora_rank, config.lora_alpha, self._seeds),
         )
+        policy.model.recompute_activations(config.recompute_activations)
+        groups = self.trained.groups
+        self._peak_rates = [group["lr"] for group in groups]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=config.weight_decay)
         self._parameters = [p for group in groups for p in group["params"]]
-        self._names = {id(p): name for name, p in policy.model.named_parameters()}
-        self._average = [p.detach().clone() for p in self._parameters] if config.ema_decay else []
+        self._average = {n: p.detach().clone() for n, p in self.trained.by_name.items()} if config.ema_decay else {}
         self.state = TrainingState(step=0, best=None, best_step=-1, totals={})
 
     def run(self) -> TrainingState:
@@ -137,17 +141,17 @@ class SftTrainer:
         path = self.folder / LAST
         if not path.exists() and not self._has_validated():
             return
-        self.state, extra = load_checkpoint(path, self.policy, self.optimizer)
+        self.state, extra = load_checkpoint(path, self.policy, self.trained, self.optimizer)
         if self._average:
             try:
-                self._average = [extra[self._names[id(p)]].to(p.device) for p in self._parameters]
+                self._average = {name: extra[name].to(old.device) for name, old in self._average.items()}
             except KeyError as error:
                 raise CheckpointError(f"{path} has no averaged weights of {error}; use an older checkpoint") from None
 
     def finish(self) -> Path:
         """Saves the final weights (averaged ones when ``ema_decay`` is set) as ``policy/`` of the run folder."""
         with self._averaged_weights():
-            self.policy.save(self.folder / "policy", replace=True)
+            self.policy.save(self.folder / "policy", replace=True, tensors=self.trained.tensors())
         return self.folder / "policy"
 
     def _has_validated(self) -> bool:
@@ -170,15 +174,15 @@ class SftTrainer:
         return np.flatnonzero(~in_held_out), np.flatnonzero(in_held_out)
 
     def _set_rate(self, step: int) -> float:
-        """Linear warmup, then a cosine to a hundredth of the peak."""
+        """Linear warmup, then a cosine to a hundredth of the peak; gives the action expert's."""
         config = self.config
         if step < config.warmup_steps:
             factor = (step + 1) / config.warmup_steps
         else:
             progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
             factor = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor
+        for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
+            group["lr"] = peak * factor
         return config.learning_rate * factor
 
     def _batch(self, step: int) -> np.ndarray:
@@ -198,33 +202,41 @@ class SftTrainer:
         observations = self._frames.observations(index := self._batch(step))
         if self.config.image_shift:
             observations = shift_images(observations, self.config.image_shift, rng)
-        loss = self._loss(observations, index, rng)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.grad_clip)
-        value, norm_value = float(loss.detach()), float(norm)
+        value = self._pass(observations, index, rng)
+        norm_value = float(torch.nn.utils.clip_grad_norm_(self._parameters, self.config.grad_clip))
         if not (math.isfinite(value) and math.isfinite(norm_value)):
             raise ConfigError(
                 f"training diverged at step {step}: loss {value:g}, gradient norm {norm_value:g}; "
                 f"start a new run with a lower learning_rate (it is {self.config.learning_rate:g})"
             )
         self.optimizer.step()
+        self.trained.publish()
         self.optimizer.zero_grad(set_to_none=True)
-        decay = self.config.ema_decay
-        for average, parameter in zip(self._average, self._parameters, strict=False):
-            average.lerp_(parameter.detach(), 1.0 - decay)
+        for name, average in self._average.items():
+            average.lerp_(self.trained.by_name[name].detach(), 1.0 - self.config.ema_decay)
         return value, norm_value
 
-    def _loss(self, observations: Observations, index: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-        """Mean flow-matching loss of some frames; steps beyond an episode's end do not count."""
+    def _pass(self, observations: Observations, index: np.ndarray, rng: np.random.Generator) -> float:
+        """Mean flow-matching loss of some frames and, where gradients are on, its gradient, one microbatch at a time.
+
+        Steps beyond an episode's end do not count. Noise and times are drawn for all of them at once.
+        """
         policy = self.policy
         chunks, padded = self._dataset.action_chunks(index, policy.config.horizon)
         actions = policy.normalize_actions(chunks)
         noise = torch.from_numpy(rng.standard_normal(tuple(actions.shape), dtype=np.float32)).to(actions)
         t = flow.sample_time(torch.from_numpy(rng.random(len(index), dtype=np.float32))).to(actions)
-        prefix = policy.model.encode_prefix(policy.prepare(observations))
-        velocity = policy.model.velocity(prefix, flow.interpolate(actions, noise, t), t)
         mask = torch.from_numpy(~padded).to(actions.device)
-        return flow_matching_error(velocity, flow.target(actions, noise), mask).mean()
+        x_t, target = flow.interpolate(actions, noise, t), flow.target(actions, noise)
+        total = 0.0
+        for part in torch.arange(len(index)).split(self.config.microbatch or len(index)):
+            prefix = policy.model.encode_prefix(policy.prepare(observations.rows(part.numpy())))
+            velocity = policy.model.velocity(prefix, x_t[part], t[part])
+            loss = flow_matching_error(velocity, target[part], mask[part]).sum() / len(index)
+            if loss.requires_grad:
+                loss.backward()
+            total += float(loss.detach())
+        return total
 
     def _validate_and_save(self) -> dict[str, float]:
         record: dict[str, float] = {}
@@ -234,9 +246,10 @@ class SftTrainer:
                 record["sft/validation_loss"] = loss
                 if self.state.best is None or loss < self.state.best:
                     self.state.best, self.state.best_step = loss, self.state.step
-                    save_checkpoint(self.folder / BEST, self.policy, self.optimizer, self.state)
-        averages = {self._names[id(p)]: a for p, a in zip(self._parameters, self._average, strict=False)}
-        save_checkpoint(self.folder / LAST, self.policy, self.optimizer, self.state, extra_tensors=averages)
+                    save_checkpoint(self.folder / BEST, self.policy, self.trained, self.optimizer, self.state)
+        save_checkpoint(
+            self.folder / LAST, self.policy, self.trained, self.optimizer, self.state, extra_tensors=self._average
+        )
         return record
 
     @torch.no_grad()
@@ -245,24 +258,27 @@ class SftTrainer:
         rng = self._seeds.rng("sft", "validation")
         index = rng.choice(self._held_out, size=VALIDATION_DRAWS, replace=len(self._held_out) < VALIDATION_DRAWS)
         parts = np.array_split(index, math.ceil(len(index) / self.config.batch_size))
-        losses = [float(self._loss(self._frames.observations(p), p, rng)) * len(p) for p in parts]
+        losses = [self._pass(self._frames.observations(p), p, rng) * len(p) for p in parts]
         return sum(losses) / len(index)
 
     def _averaged_weights(self) -> _Swapped:
-        return _Swapped(self._parameters, self._average)
+        return _Swapped(self.trained, self._average)
 
 
 class _Swapped:
     """Holds averaged weights in the model while the block runs; does nothing without averages."""
 
-    def __init__(self, parameters: list[torch.nn.Parameter], average: list[torch.Tensor]) -> None:
-        self._pairs = list(zip(parameters, average, strict=False))
+    def __init__(self, trained: TrainedWeights, average: dict[str, torch.Tensor]) -> None:
+        self._trained, self._average = trained, average
 
+    @torch.no_grad()
     def _swap(self) -> None:
-        for parameter, average in self._pairs:
-            kept = parameter.data.clone()
-            parameter.data.copy_(average)
+        for name, average in self._average.items():
+            parameter = self._trained.by_name[name]
+            kept = parameter.detach().clone()
+            parameter.copy_(average)
             average.copy_(kept)
+        self._trained.publish()
 
     def __enter__(self) -> None:
         self._swap()

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from z1.algo.advantage import GroupFilter
-from z1.config import RlConfig, require
+from z1.config import RlConfig, UpdateConfig, require
 from z1.eval.evaluate import EpisodeResult, evaluate_policy
 from z1.eval.stats import wilson
 from z1.files import atomic_folder
+from z1.machine import GIB, memory_gib
 from z1.policy.pi05 import SUMMARY_LAYERS
 from z1.policy.policy import Policy
+from z1.policy.prefix_cache import PrefixCounters, PrefixStore
 from z1.rollout.collector import Collector, Exploration
 from z1.rollout.groups import RolloutCost, RolloutGroup, Rollouts, TrainingBatch, build_training_batch
 from z1.rollout.prefix import PrefixSchedule
@@ -86,7 +88,8 @@ class Trainer:
         objective = make_objective(
             config.update, config.acting, config.rollout, action_dim=policy.processor.action_dim, seeds=self.seeds
         )
-        self.learner = Learner(policy, objective, config.update, self.seeds)
+        self.learner = Learner(policy, objective, config.update, self.seeds, precision=config.precision)
+        self.store = prefix_store(policy, config.update)
         self._filter = GroupFilter(low=config.rollout.filter_low, high=config.rollout.filter_high)
         chunks = -(-pool.horizon // config.acting.chunk_length)
         require(
@@ -114,11 +117,13 @@ class Trainer:
             rollouts = self.collect(iteration, prefix)
             valued = self.learn_values(rollouts, iteration)
             batch = self.score(rollouts)
+            held = self._keep_prefixes(batch)
             stats = self.update(batch, iteration)
+            self._keep_prefixes(None)
             self.schedule.observe(rollouts.groups)
             self.scenes.observe(rollouts.groups)
             self.state.step = iteration + 1
-            record = self._record(iteration, rollouts, stats) | {"rollout/prefix": prefix} | valued
+            record = self._record(iteration, rollouts, stats) | {"rollout/prefix": prefix} | valued | held
             before = self.state.totals.get("cost/env_steps", 0)
             self._count(rollouts.cost, stats)
             self.state.totals["time/total_s"] = time.perf_counter() - began
@@ -139,9 +144,13 @@ class Trainer:
         """
         if not (self.folder / LAST).exists() and not (self.folder / "metrics.jsonl").exists():
             return
-        self.state, extra = load_checkpoint(self.folder / LAST, self.policy, self.learner.optimizer)
+        self.state, extra = load_checkpoint(
+            self.folder / LAST, self.policy, self.learner.trained, self.learner.optimizer
+        )
         kept = _unprefixed(extra, "objective")
-        self.learner.objective.load_state({name: t.to(self.policy.device) for name, t in kept.items()})
+        if self.store is not None:
+            self.store.load_state(_unprefixed(extra, "store"))
+        self.learner.objective.load_state({name: t.to(self.policy.device) for name, t in kept.items()}, self.store)
         for name, part in self._parts().items():
             part.load_state({key: t.numpy() for key, t in _unprefixed(extra, name).items()})
 
@@ -167,6 +176,7 @@ class Trainer:
             self.policy,
             self.config.acting,
             live_members=settings.live_members,
+            store=self.store,
             on_tick=lambda steps, groups: self._on_progress(
                 Progress(phase="rollout", iteration=iteration, detail=f"{groups} groups, {steps} env steps")
             ),
@@ -182,7 +192,6 @@ class Trainer:
                 stochastic_steps=settings.stochastic_steps,
                 group_noise=settings.initial_noise == "group",
                 exclude_last_step=settings.exclude_last_step,
-                keep="prefix" if self.config.update.mode == "expert" else "inputs",
                 summarise=self.critic is not None,
             ),
             keep=self.keeps,
@@ -236,6 +245,22 @@ class Trainer:
             return None
         self._on_progress(Progress(phase="update", iteration=iteration, detail=f"{len(batch)} chunks"))
         return self.learner.update(batch, iteration)
+
+    def _keep_prefixes(self, batch: TrainingBatch | None) -> dict[str, float]:
+        """Gives up the stored VLM prefixes of all but a batch and what the objective remembers.
+
+        Returns:
+            What the store then holds, as metrics.
+        """
+        if self.store is None:
+            return {}
+        batches = [*self.learner.objective.remembered(), *([batch] if batch is not None else [])]
+        self.store.retain(number for b in batches if b.prefix is not None for number in b.prefix.ids.tolist())
+        return {
+            "rollout/prefix_observations": len(self.store),
+            "rollout/prefix_device_bytes": self.store.device_bytes,
+            "rollout/prefix_host_bytes": self.store.host_bytes,
+        }
 
     def validate(self, iteration: int) -> dict[str, float]:
         """Evaluates on the validation scenes, and keeps the policy when it is the best so far."""
@@ -306,6 +331,7 @@ class Trainer:
         save_checkpoint(
             self.folder / name,
             self.policy,
+            self.learner.trained,
             self.learner.optimizer,
             self.state,
             extra_tensors=self._extra() if name == LAST else None,
@@ -315,7 +341,15 @@ class Trainer:
         """State beyond weights and optimizer that an exact resume needs."""
         arrays = {f"{name}.{key}": array for name, part in self._parts().items() for key, array in part.state().items()}
         objective = {f"objective.{name}": t for name, t in self.learner.objective.state().items()}
-        return objective | {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return objective | self._stored() | {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _stored(self) -> dict[str, Tensor]:
+        """The stored VLM prefixes that the objective remembers."""
+        if self.store is None:
+            return {}
+        prefixes = (batch.prefix for batch in self.learner.objective.remembered())
+        ids = [number for prefix in prefixes if prefix is not None for number in prefix.ids.tolist()]
+        return {f"store.{name}": t for name, t in self.store.state(ids).items()}
 
     def _parts(self) -> dict[str, PrefixSchedule | SceneSource | Critic]:
         """What has state of its own besides weights, optimizer and objective."""
@@ -330,6 +364,11 @@ class Trainer:
         for name in counts:
             self._add(f"cost/{name}", getattr(cost, name))
         self._add("cost/gradient_chunks", stats.gradient_chunks if stats else 0)
+        if self.store is not None:
+            hits, self.store.counters = self.store.counters, PrefixCounters()
+            self._add("cost/prefix_device_hits", hits.device_hits)
+            self._add("cost/prefix_host_hits", hits.host_hits)
+            self._add("cost/prefix_recomputed", hits.recomputed)
         self._add("time/rollout_s", cost.total_s)
         self._add("time/policy_s", cost.policy_s)
         self._add("time/overhead_s", cost.overhead_s)
@@ -370,6 +409,17 @@ class Trainer:
                 "update/acting_log_prob_gap": stats.acting_log_prob_gap,
             }
         return record
+
+
+def prefix_store(policy: Policy, update: UpdateConfig) -> PrefixStore | None:
+    """Where VLM prefixes are kept; None when the VLM trains."""
+    if update.mode != "expert":
+        return None
+    return PrefixStore(
+        policy.model,
+        device_bytes=int(update.prefix_device_gb * 1e9),
+        host_bytes=int(min(update.prefix_host_gb * 1e9, memory_gib() * GIB / 2)),
+    )
 
 
 def _unprefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
