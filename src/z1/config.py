@@ -246,7 +246,7 @@ class UpdateConfig:
     """Chunks per forward and backward pass; limits memory. AWFM draws noise per microbatch: there numbers change."""
     recompute_activations: bool = False
     """Activation checkpointing: whether a pass keeps only what goes into each layer and computes the rest again for the
-    gradient. Same numbers, a third more computing, a fraction of the memory.
+    gradient. Same numbers, up to a third more computing, a fraction of the memory.
     """
     prefix_device_gb: float = PREFIX_DEVICE_GB
     """``expert``: device memory, in GB, for the VLM prefixes of an iteration's observations, computed once while acting
@@ -446,7 +446,7 @@ class SftConfig:
     """``lora``: the updates are multiplied by alpha / rank."""
     recompute_activations: bool = False
     """Activation checkpointing: whether a pass keeps only what goes into each layer and computes the rest again for the
-    gradient. Same numbers, a third more computing, a fraction of the memory.
+    gradient. Same numbers, up to a third more computing, a fraction of the memory.
     """
     normalization: Literal["quantile_openpi", "quantile_lerobot", "mean_std"] = "quantile_openpi"
     """How state and actions of a new policy are normalised."""

@@ -191,17 +191,6 @@ def test_a_run_that_forgets_its_scenes_differs(tmp_path: Path, monkeypatch: pyte
     assert records_of(tmp_path / "straight")[3:] != records_of(tmp_path / "parts")[3:]
 
 
-def test_a_critic_that_forgets_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The negative twin: the critic's weights and what it saw are part of the state."""
-    config = RUNS["critic"]
-    rl(tmp_path / "straight", config)
-    rl(tmp_path / "parts", replace(config, iterations=2))
-    monkeypatch.setattr(Critic, "load_state", lambda critic, arrays: None)
-    rl(tmp_path / "parts", config, resume=True)
-    first, second = (records_of(tmp_path / name)[3:] for name in ("straight", "parts"))
-    assert [r["critic/explained_variance"] for r in first] != [r["critic/explained_variance"] for r in second]
-
-
 @pytest.mark.parametrize("name", ["grpo", "awfm"])
 def test_where_prefixes_are_kept_changes_nothing(name: str, tmp_path: Path) -> None:
     """In device memory, in three places, or nowhere."""
@@ -216,6 +205,17 @@ def test_where_prefixes_are_kept_changes_nothing(name: str, tmp_path: Path) -> N
     assert runs[0] == runs[1] == runs[2]
     weights = {(tmp_path / place / "policy/model.safetensors").read_bytes() for place in ("24.0", "0.0001", "0.0")}
     assert len(weights) == 1
+
+
+def test_a_critic_that_forgets_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative twin: the critic's weights and what it saw are part of the state."""
+    config = RUNS["critic"]
+    rl(tmp_path / "straight", config)
+    rl(tmp_path / "parts", replace(config, iterations=2))
+    monkeypatch.setattr(Critic, "load_state", lambda critic, arrays: None)
+    rl(tmp_path / "parts", config, resume=True)
+    first, second = (records_of(tmp_path / name)[3:] for name in ("straight", "parts"))
+    assert [r["critic/explained_variance"] for r in first] != [r["critic/explained_variance"] for r in second]
 
 
 @pytest.mark.usefixtures("restless")

@@ -44,14 +44,14 @@ METRICS: dict[str, Metric] = {
     "rollout/mean_steps": Metric("env steps", "Mean length of the training rollouts"),
     "rollout/return_mean": Metric("reward", "Mean return of the training rollouts"),
     "rollout/invalid_members": Metric("members", "Members lost to a host failure or to diverged physics"),
-    "critic/explained_variance": Metric(
-        "0..1", "Share of the returns' variance that the critic explains, over all chunks of scenes it never trained on"
-    ),
     "rollout/prefix_observations": Metric(
         "observations", "Observations whose VLM prefix the update may use, each one once; expert mode only"
     ),
     "rollout/prefix_device_bytes": Metric("bytes", "Device memory that their stored VLM prefixes take"),
     "rollout/prefix_host_bytes": Metric("bytes", "Host memory that their stored VLM prefixes take, in whole slots"),
+    "critic/explained_variance": Metric(
+        "0..1", "Share of the returns' variance that the critic explains, over all chunks of scenes it never trained on"
+    ),
     "update/loss": Metric("loss", "Loss of the first minibatch, before its optimizer step"),
     "update/approx_kl": Metric("nats", "KL divergence from the behaviour policy, estimated on the last minibatch"),
     "update/clip_fraction": Metric("0..1", "Share of chunks whose gradient was clipped, last minibatch"),
@@ -106,6 +106,7 @@ METRICS: dict[str, Metric] = {
 GROUPS: dict[str, str] = {
     "iteration": "Where a record belongs",
     "rollout": "Training rollouts of the iteration",
+    "critic": "The critic of the iteration",
     "update": "The update of the iteration",
     "eval": "Validation on fixed scenes",
     "cost": "Work done so far (cumulative)",
