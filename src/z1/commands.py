@@ -25,6 +25,8 @@ from z1.config import EvalConfig, RlConfig, RolloutConfig, SftConfig, SimConfig,
 from z1.convert import open_policy
 from z1.data.importing import ImportConfig, ImportSummary, import_dataset
 from z1.data.lerobot import LeRobotDataset
+from z1.data.lerobot_format import ACTION_KEY, STATE_KEY
+from z1.data.mixture import feature_stats, open_datasets
 from z1.data.record import DemoConfig, DemoSummary, record_demonstrations
 from z1.errors import CheckpointError, ConfigError, DatasetError, RunFolderError
 from z1.eval.evaluate import evaluate_policy
@@ -236,28 +238,28 @@ def run_import(config: ImportConfig) -> ImportSummary:
 
 
 def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
-    """``z1 sft``: trains on a dataset.
+    """``z1 sft``: trains on one or more data sets.
 
     Returns:
         The run folder.
     """
     device = pick_device(config.device)
     config = replace(config, precision=settled_precision(config.precision, device))
-    dataset = LeRobotDataset.open(Path(config.dataset))
+    datasets = open_datasets(config.dataset)
     if resume:
         run = RunFolder.open(Path(config.out))
         check_resume(run.config, config, run.path, may_change=("device",))
         saved = run.last_checkpoint / "policy"
-        policy = Policy.load(saved) if saved.exists() else _initial_sft_policy(config, dataset)
+        policy = Policy.load(saved) if saved.exists() else _initial_sft_policy(config, datasets)
     else:
-        policy = _initial_sft_policy(config, dataset)
+        policy = _initial_sft_policy(config, datasets)
         run = RunFolder.create(Path(config.out), config_to_dict(config), "sft")
     policy.to(device)
-    frames, episodes = dataset.num_frames, len(dataset.episodes)
-    console.print(
-        f"SFT on {config.dataset}: {episodes} episodes, {frames} frames; "
-        f"{policy.parameter_count / 1e6:.2f} M parameters on {device} in {config.precision}"
-    )
+    for path, dataset in zip(config.dataset, datasets, strict=True):
+        console.print(
+            f"SFT on {path}: {len(dataset.episodes)} episodes, {dataset.num_frames} frames: {'; '.join(dataset.tasks)}"
+        )
+    console.print(f"{policy.parameter_count / 1e6:.2f} M parameters on {device} in {config.precision}")
     with ExitStack() as stack:
         with undone_on_error(run, resume=resume):
             metrics = stack.enter_context(MetricsWriter(run.path, wandb=config.wandb, resume=resume))
@@ -265,7 +267,7 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
             trainer = SftTrainer(
                 config,
                 policy,
-                dataset,
+                datasets,
                 run.path,
                 metrics,
                 on_step=lambda step, loss: bar.update(task, completed=step, note=f"loss {loss:.4f}"),
@@ -284,14 +286,15 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
     return run.path
 
 
-def _initial_sft_policy(config: SftConfig, dataset: LeRobotDataset) -> Policy:
-    """The policy that ``--policy`` names, or a new one for the dataset's cameras, state and action."""
+def _initial_sft_policy(config: SftConfig, datasets: Sequence[LeRobotDataset]) -> Policy:
+    """The policy that ``--policy`` names, or a new one for the data sets' cameras, state and action."""
+    dataset, path = datasets[0], config.dataset[0]  # they are alike
     if config.policy:
         policy = open_policy(policy_place(config.policy))
         missing = [camera for camera in policy.processor.cameras if camera not in dataset.cameras]
         if missing:
             raise DatasetError(
-                f"{config.dataset} has no camera {missing[0]!r}, which the policy looks through; "
+                f"{path} has no camera {missing[0]!r}, which the policy looks through; "
                 f"it has {', '.join(dataset.cameras)}"
             )
         for what, have, want in (
@@ -299,14 +302,14 @@ def _initial_sft_policy(config: SftConfig, dataset: LeRobotDataset) -> Policy:
             ("action", dataset.action.shape[1], policy.processor.action_dim),
         ):
             if have != want:
-                raise DatasetError(f"{config.dataset} has {have} {what} dims; the policy was made for {want}")
+                raise DatasetError(f"{path} has {have} {what} dims; the policy was made for {want}")
         return policy
     if not dataset.cameras:
-        raise DatasetError(f"{config.dataset} has no camera; a policy needs the images of at least one")
+        raise DatasetError(f"{path} has no camera; a policy needs the images of at least one")
     size = max(dataset.image_size(dataset.cameras[0]))
     if config.model == "tiny" and size % TINY_PATCH:
         raise DatasetError(
-            f"{config.dataset} has images of {size} pixels; a new tiny policy needs a multiple of {TINY_PATCH}, "
+            f"{path} has images of {size} pixels; a new tiny policy needs a multiple of {TINY_PATCH}, "
             "record with another --image-size"
         )
     if config.model == "tiny":
@@ -316,8 +319,8 @@ def _initial_sft_policy(config: SftConfig, dataset: LeRobotDataset) -> Policy:
         model = PolicyConfig.pi05()
     processor = ProcessorConfig.of_dataset(
         cameras=dataset.cameras,
-        state_stats=dataset.stats["observation.state"],
-        action_stats=dataset.stats["action"],
+        state_stats=feature_stats(datasets, STATE_KEY),
+        action_stats=feature_stats(datasets, ACTION_KEY),
         normalization=config.normalization,
     )
     return Policy.create(model, processor, seed=config.seed)

@@ -410,8 +410,10 @@ class RlConfig:
 class SftConfig:
     """``z1 sft``: train a policy on demonstrations."""
 
-    dataset: str
-    """Folder of a LeRobotDataset v3.0."""
+    dataset: tuple[str, ...]
+    """Folders of one or more LeRobotDatasets v3.0 with the same cameras, state and action. Each gives the same number
+    of samples, whatever its size; the policy learns the instructions of all.
+    """
     out: str
     """Run folder to create."""
     policy: str = ""
@@ -468,6 +470,7 @@ class SftConfig:
     """Also log to Weights & Biases."""
 
     def __post_init__(self) -> None:
+        require(self.dataset != (), "dataset", self.dataset, "one or more folders")
         require(self.steps >= 1, "steps", self.steps, "at least 1")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         require(self.microbatch >= 0, "microbatch", self.microbatch, "at least 0")
@@ -553,7 +556,7 @@ def config_from_dict(cls: type, data: dict[str, Any], *, source: str | Path) -> 
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             values[name] = config_from_dict(hint, value, source=source)
         elif typing.get_origin(hint) is tuple:
-            values[name] = tuple(value)
+            values[name] = (value,) if isinstance(value, str) else tuple(value)
         elif typing.get_origin(hint) is Literal:
             require(value in typing.get_args(hint), f"{name} in {source}", value, f"one of {typing.get_args(hint)}")
             values[name] = value

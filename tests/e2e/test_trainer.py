@@ -33,7 +33,7 @@ CONFIG = RlConfig(
     update=UpdateConfig(learning_rate=1e-3, epochs=2, target_kl=1e3),
     validation=ValidationConfig(every=2, episodes=4),
 )
-SFT = SftConfig(dataset="toy", out="run", steps=24, batch_size=16, warmup_steps=4, validate_every=6, image_shift=1)
+SFT = SftConfig(dataset=("toy",), out="run", steps=24, batch_size=16, warmup_steps=4, validate_every=6, image_shift=1)
 
 
 def by_luck(scene: Any, member: int) -> bool:
@@ -57,7 +57,7 @@ def rl(
 
 def sft(folder: Path, config: SftConfig = SFT, *, resume: bool = False) -> list[dict[str, Any]]:
     with MetricsWriter(folder, tensorboard=False, resume=resume) as metrics:
-        trainer = SftTrainer(config, toy_policy(), ToyDemonstrations(episodes=8), folder, metrics)  # type: ignore[arg-type]
+        trainer = SftTrainer(config, toy_policy(), [ToyDemonstrations(episodes=8)], folder, metrics)  # type: ignore[arg-type]
         if resume:
             trainer.resume()
         metrics.resume_at("sft/step", trainer.state.step)

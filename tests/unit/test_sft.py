@@ -19,9 +19,10 @@ from z1.train.sft import SftTrainer
 
 
 def trainer_of(folder: Path, **settings: Any) -> SftTrainer:
-    config = SftConfig(**{"dataset": "toy", "out": "run", "steps": 20, "batch_size": 16, "warmup_steps": 4, **settings})
+    usual: dict[str, Any] = {"dataset": ("toy",), "out": "run", "steps": 20, "batch_size": 16, "warmup_steps": 4}
+    config = SftConfig(**{**usual, **settings})
     with MetricsWriter(folder, tensorboard=False, resume=False) as metrics:
-        return SftTrainer(config, toy_policy(), ToyDemonstrations(episodes=8), folder, metrics)  # type: ignore[arg-type]
+        return SftTrainer(config, toy_policy(), [ToyDemonstrations(episodes=8)], folder, metrics)  # type: ignore[arg-type]
 
 
 def gradient(trainer: SftTrainer) -> tuple[float, dict[str, Tensor], list[int]]:
@@ -48,7 +49,7 @@ def test_the_gradient_does_not_depend_on_the_microbatch(mode: str, tmp_path: Pat
 
 
 def test_the_validation_loss_does_not_depend_on_the_microbatch(tmp_path: Path) -> None:
-    losses = [trainer_of(tmp_path, validation_fraction=0.25, microbatch=size)._validation_loss() for size in (0, 5)]
+    losses = [trainer_of(tmp_path, validation_fraction=0.25, microbatch=size)._validation_loss(0) for size in (0, 5)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
@@ -98,5 +99,5 @@ def test_a_smaller_rate_moves_the_vlm_less(tmp_path: Path) -> None:
 )
 def test_settings_that_are_refused(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        SftConfig(dataset="d", out="o", **settings)
+        SftConfig(dataset=("d",), out="o", **settings)
     assert str(caught.value) == text

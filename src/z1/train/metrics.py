@@ -96,7 +96,10 @@ METRICS: dict[str, Metric] = {
     "time/total_s": Metric("seconds", "Wall-clock of the run so far, pauses between stop and resume left out"),
     "sft/step": Metric("steps", "Optimizer steps done"),
     "sft/loss": Metric("loss", "Flow-matching loss of the step's batch"),
-    "sft/validation_loss": Metric("loss", "Flow-matching loss on held-out episodes, with fixed frames and noise"),
+    "sft/validation_loss": Metric(
+        "loss", "Flow-matching loss on held-out episodes, with fixed frames and noise; the mean over data sets"
+    ),
+    "sft/validation_loss/N": Metric("loss", "The same of data set number N, from 0, when there are several"),
     "sft/learning_rate": Metric("1", "Learning rate of the step"),
     "sft/grad_norm": Metric("norm", "Global gradient norm before clipping"),
     "sft/samples_per_s": Metric("samples/s", "Training speed since the start or the last resume"),
@@ -113,6 +116,12 @@ GROUPS: dict[str, str] = {
     "time": "Time spent so far (cumulative)",
     "sft": "Supervised fine-tuning",
 }
+
+
+def described(key: str) -> str:
+    """The key under which ``METRICS`` describes a metric: a number at the end stands there as ``N``."""
+    stem, _, last = key.rpartition("/")
+    return f"{stem}/N" if last.isdigit() else key
 
 
 def metrics_markdown() -> str:
@@ -361,7 +370,7 @@ class MetricsWriter:
 
 def _plain(key: str, value: object) -> Value:
     """A JSON value of a metric."""
-    if key not in METRICS:
+    if described(key) not in METRICS:
         raise ValueError(f"metric {key!r} is not in z1.train.metrics.METRICS; describe it there first")
     if isinstance(value, str):
         return value
