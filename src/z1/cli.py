@@ -236,6 +236,32 @@ def ablate(arguments: list[str]) -> int:
     return run_ablate(parse(AblateConfig, "ablate", arguments, also=study_help()))
 
 
+def suite(arguments: list[str]) -> int:
+    """Train and evaluate all tasks of a suite; report on one; list suites."""
+    from z1.suite.command import (
+        SuiteReportConfig,
+        SuiteRunConfig,
+        list_suites,
+        run_report,
+        run_suite,
+        suite_help,
+    )
+
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if verb == "run":
+        return run_suite(parse(SuiteRunConfig, "suite run", rest, also=suite_help()))
+    if verb == "report":
+        run_report(parse(SuiteReportConfig, "suite report", rest))
+        return 0
+    if verb == "list" and not rest:
+        list_suites()
+        return 0
+    if verb in ("-h", "--help"):
+        print("usage: z1 suite {run,report,list}\n\nEach has a --help of its own.")
+        return 0
+    raise UnknownNameError("verb of z1 suite", verb, ("run", "report", "list"))
+
+
 def convert(arguments: list[str]) -> int:
     """Bring a policy from or to the layouts of LeRobot and openpi."""
     from z1.convert import ConvertConfig, run_convert
@@ -338,6 +364,7 @@ COMMANDS: dict[str, Command] = {
         "rl": rl,
         "eval": evaluate,
         "ablate": ablate,
+        "suite": suite,
         "convert": convert,
         "inspect": inspect,
         "report": report,

@@ -71,3 +71,10 @@ def gpus() -> list[Gpu]:
         memory = properties.total_memory / GIB
         found.append(Gpu(name=properties.name, memory_gib=round(memory, 1), bf16=properties.major >= 8))
     return found
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    count = len(gpus())
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return tuple(named[:count]) if named else tuple(str(number) for number in range(count))

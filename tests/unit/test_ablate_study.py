@@ -103,8 +103,8 @@ def test_marks_end_with_the_budget() -> None:
         (given(tasks=[{**DOOR, "horizon": 0}]), "horizon of task metaworld/door-open is 0; it must be at least 1"),
         (
             given(tasks=[{"task": "metaworld/door-open", "horizon": 9, "sft_steps": 4}]),
-            "task metaworld/door-open has no SFT policy; give 'policy', a folder, or both 'demonstrations' and "
-            "'sft_steps'",
+            "task metaworld/door-open has no SFT policy; give 'policy', a folder, or 'sft_steps' and one of "
+            "'demonstrations' and 'dataset'",
         ),
         (
             given(tasks=[{**DOOR, "policy": "p"}]),

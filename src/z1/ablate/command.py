@@ -27,7 +27,7 @@ from z1.config import require
 from z1.errors import ConfigError, RunFolderError
 from z1.eval.format import duration, plural
 from z1.files import atomic_file, read_json, write_json
-from z1.machine import cores
+from z1.machine import cores, visible_gpus
 
 FAILED = 1
 """Exit code when a job failed."""
@@ -188,6 +188,7 @@ def run_all(study: Study, folder: StudyFolder, workers: int, rate: float, lock: 
                 command=lambda name: [sys.executable, "-m", "z1.ablate.job", str(folder.path), name],
                 log=lambda name: folder.log(by_name[name]),
                 pass_fds=(lock.fileno(),),
+                devices=visible_gpus(),
                 on_change=show,
             )
     finally:

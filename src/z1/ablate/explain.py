@@ -8,6 +8,7 @@ import inspect
 import itertools
 import json
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from z1.ablate.study import Study, StudyTask, Variant, is_needed
@@ -28,8 +29,23 @@ EXAMPLE = """{
 
 def study_help() -> str:
     """What a study file is, for the command's help: an example and a line per key."""
-    lines = ["The study file, for example:", "", EXAMPLE, ""]
-    for cls, title in ((Study, "Its keys"), (StudyTask, "Keys of a task"), (Variant, "Keys of a variant")):
+    return keys_help(
+        "The study file, for example:",
+        EXAMPLE,
+        ((Study, "Its keys"), (StudyTask, "Keys of a task"), (Variant, "Keys of a variant")),
+    )
+
+
+def keys_help(title: str, example: str, records: Sequence[tuple[type, str]]) -> str:
+    """What a file of records is: an example and a line per key.
+
+    Args:
+        title: Line above the example.
+        example: A file.
+        records: Dataclasses whose fields are the keys, each with a title.
+    """
+    lines = [title, "", example, ""]
+    for cls, title in records:
         lines.append(f"{title}:")
         texts = _texts(cls)
         for f in dataclasses.fields(cls):

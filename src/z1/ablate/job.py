@@ -12,18 +12,15 @@ from pathlib import Path
 
 import torch
 
-from z1.ablate.jobs import Preparation, Run, StudyFolder, actings, jobs_of
-from z1.ablate.study import Study, read_study
+from z1.ablate.jobs import STANDS, Preparation, Run, SharedSft, StudyFolder, actings, jobs_of
+from z1.ablate.study import Study, StudyTask, read_study
 from z1.commands import run_demos, run_eval, run_rl, run_sft
 from z1.config import EvalConfig, RlConfig
 from z1.data.record import DemoConfig
 from z1.errors import RunFolderError, Z1Error
 from z1.eval.stats import summarise
 from z1.files import read_json, write_json
-from z1.recipes import sft_tiny
-
-STANDS = "model.safetensors"
-"""File of a policy folder that is there once the policy is complete."""
+from z1.recipes import SFT_RECIPES
 
 
 def main(arguments: list[str]) -> int:
@@ -35,7 +32,9 @@ def main(arguments: list[str]) -> int:
     try:
         study = read_study(folder.study_path)
         (job,) = [job for job in jobs_of(study) if job.name == name]
-        if isinstance(job, Preparation):
+        if isinstance(job, SharedSft):
+            train_shared(study, folder, job)
+        elif isinstance(job, Preparation):
             prepare(study, folder, job)
         else:
             train_and_evaluate(study, folder, job)
@@ -50,20 +49,40 @@ def main(arguments: list[str]) -> int:
 
 def prepare(study: Study, folder: StudyFolder, job: Preparation) -> None:
     """Demonstrations and SFT, unless the task names a policy, and the SFT policy's success on the test scenes."""
-    task, place = job.task, folder.preparation(job.task, job.seed)
-    seed = job.seed or 0
-    if not task.policy:
-        data, sft = place / "demonstrations", place / "sft"
-        if not data.exists():  # it appears complete or not at all
-            run_demos(DemoConfig(task=(task.task,), episodes=task.demonstrations, out=str(data), seed=seed, hosts=1))
-        if not (sft / "policy" / STANDS).exists():
-            run_sft(replace(sft_tiny((str(data),), str(sft)), steps=task.sft_steps, seed=seed), resume=_can_resume(sft))
+    task = job.task
+    if not task.policy and not task.sft_group:
+        demonstrate(folder, task, job.seed)
+        train_sft(study, folder, (task,), Path(folder.policy(task, job.seed)), job.seed)
     reference = next(v for v in study.variants if v.name == study.reference_name)
     config = folder.config(study, Run(task=task, variant=reference, seed=job.seed or study.seeds[0], after=""))
     for acting in actings(folder, study, task):
         out = folder.sft_evaluation(task, job.seed, acting)
         if not out.exists():
             run_eval(_evaluation_config(study, replace(config, acting=acting), folder.policy(task, job.seed), out))
+
+
+def train_shared(study: Study, folder: StudyFolder, job: SharedSft) -> None:
+    """Demonstrations of several tasks and one SFT policy of all of them."""
+    for task in job.tasks:
+        demonstrate(folder, task, job.seed)
+    train_sft(study, folder, job.tasks, folder.shared_sft(job.group, job.seed), job.seed)
+
+
+def demonstrate(folder: StudyFolder, task: StudyTask, seed: int | None) -> None:
+    """Records a task's demonstrations, unless they are given or there."""
+    data = folder.dataset(task, seed)
+    if task.demonstrations and not data.exists():  # it appears complete or not at all
+        run_demos(DemoConfig(task=(task.task,), episodes=task.demonstrations, out=str(data), seed=seed or 0, hosts=1))
+
+
+def train_sft(study: Study, folder: StudyFolder, tasks: tuple[StudyTask, ...], out: Path, seed: int | None) -> None:
+    """An SFT run on the demonstrations of some tasks, resumed where it was interrupted."""
+    if (out / "policy" / STANDS).exists():
+        return
+    data = tuple(str(folder.dataset(task, seed)) for task in tasks)
+    config = SFT_RECIPES[study.sft_recipe](data, str(out))
+    steps = sum(task.sft_steps for task in tasks)
+    run_sft(replace(config, steps=steps, seed=seed or 0, policy=study.sft_policy), resume=_can_resume(out))
 
 
 def train_and_evaluate(study: Study, folder: StudyFolder, job: Run) -> None:

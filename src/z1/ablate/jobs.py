@@ -17,13 +17,41 @@ from z1.policy.policy import read_config
 SFT_STEPS_PER_S = 3.0
 """Optimizer steps per second of the tiny policy's SFT on one core (benchmarks/README.md), for estimates."""
 
+STANDS = "model.safetensors"
+"""File of a policy folder that is there once the policy is complete."""
+
 DEMO_ENV_STEPS = 200
 """Env steps of a demonstration, failed scenes included, for estimates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SharedSft:
+    """Makes the demonstrations of several tasks and one SFT policy of all of them.
+
+    Attributes:
+        group: Name that the tasks have in common.
+        tasks: The tasks.
+        seed: As in ``Preparation``.
+    """
+
+    group: str
+    tasks: tuple[StudyTask, ...]
+    seed: int | None
+
+    @property
+    def name(self) -> str:
+        """Name of the job."""
+        return f"sft {self.group}" + ("" if self.seed is None else f" seed {self.seed}")
+
+    @property
+    def after(self) -> str:
+        """Name of the job that must be finished first: none."""
+        return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Preparation:
-    """Makes the SFT policy of a task and evaluates it on the test scenes.
+    """Makes the SFT policy of a task, if it has one of its own, and evaluates it on the test scenes.
 
     Attributes:
         task: The task.
@@ -40,8 +68,9 @@ class Preparation:
 
     @property
     def after(self) -> str:
-        """Name of the job that must be finished first: none."""
-        return ""
+        """Name of the job that must be finished first: the one that makes a shared policy, or none."""
+        group = self.task.sft_group
+        return SharedSft(group=group, tasks=(), seed=self.seed).name if group else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +95,7 @@ class Run:
         return f"{self.task.task} {self.variant.name} seed {self.seed}"
 
 
-Job = Preparation | Run
+Job = SharedSft | Preparation | Run
 
 
 def jobs_of(study: Study) -> list[Job]:
@@ -82,6 +111,8 @@ def _in_order(study: Study) -> Iterator[Job]:
     for number, seed in enumerate(study.seeds):
         own = seed if study.sft_per_seed else None
         if number == 0 or study.sft_per_seed:
+            for group in dict.fromkeys(task.sft_group for task in study.tasks if task.sft_group):
+                yield SharedSft(group=group, tasks=tuple(t for t in study.tasks if t.sft_group == group), seed=own)
             for task in study.tasks:
                 yield Preparation(task=task, seed=own)
         for task in study.tasks:
@@ -132,7 +163,18 @@ class StudyFolder:
 
     def policy(self, task: StudyTask, seed: int | None) -> str:
         """Folder of the SFT policy: the one that the task names, or the study's own SFT run."""
+        if task.sft_group:
+            return str(self.shared_sft(task.sft_group, seed))
         return task.policy or str(self.preparation(task, seed) / "sft")
+
+    def shared_sft(self, group: str, seed: int | None) -> Path:
+        """Run folder of an SFT policy of several tasks."""
+        place = self.path / "shared" / folder_name(group)
+        return place if seed is None else place / f"seed-{seed}"
+
+    def dataset(self, task: StudyTask, seed: int | None) -> Path:
+        """Demonstrations of a task: the ones that it names, or the study's own."""
+        return Path(task.dataset) if task.dataset else self.preparation(task, seed) / "demonstrations"
 
     def sft_evaluation(self, task: StudyTask, seed: int | None, acting: ActingConfig) -> Path:
         """The SFT policy's evaluation.json under the acting settings of some variants."""
@@ -167,6 +209,8 @@ class StudyFolder:
         """Whether the job's last file is there."""
         if isinstance(job, Run):
             return self.evaluation(job).exists()
+        if isinstance(job, SharedSft):
+            return (self.shared_sft(job.group, job.seed) / "policy" / STANDS).exists()
         return all(
             self.sft_evaluation(job.task, job.seed, acting).exists() for acting in actings(self, study, job.task)
         )
@@ -194,6 +238,8 @@ def check(study: Study, folder: StudyFolder) -> None:
         Z1Error: Settings are not allowed, a policy is missing, or predicts fewer env steps than a chunk has.
     """
     for task in study.tasks:
+        if not task.policy and (study.sft_policy or study.sft_recipe != "tiny"):
+            continue  # a policy whose horizon only SFT decides; RL checks it
         sizes = read_config(policy_folder(task.policy)) if task.policy else PolicyConfig.tiny()
         for variant in study.variants:
             run = Run(task=task, variant=variant, seed=study.seeds[0], after="")
@@ -207,11 +253,14 @@ def check(study: Study, folder: StudyFolder) -> None:
 
 def env_steps(study: Study, folder: StudyFolder, job: Job) -> int:
     """Env steps of a job at most: training, validations and tests whose every episode runs to the horizon."""
+    if isinstance(job, SharedSft):
+        return sum(task.demonstrations for task in job.tasks) * DEMO_ENV_STEPS
     test = study.test_episodes * job.task.horizon
     if isinstance(job, Run):
         validations = (study.marks + 1) * study.validation_episodes * job.task.horizon
         return study.env_step_budget + validations + test
-    return job.task.demonstrations * DEMO_ENV_STEPS + test * len(actings(folder, study, job.task))
+    recorded = 0 if job.task.sft_group else job.task.demonstrations
+    return recorded * DEMO_ENV_STEPS + test * len(actings(folder, study, job.task))
 
 
 def estimated_seconds(study: Study, folder: StudyFolder, job: Job, rate: float) -> float:
@@ -223,5 +272,11 @@ def estimated_seconds(study: Study, folder: StudyFolder, job: Job, rate: float) 
         job: The job.
         rate: Env steps per second.
     """
-    sft = job.task.sft_steps / SFT_STEPS_PER_S if isinstance(job, Preparation) else 0.0
-    return env_steps(study, folder, job) / rate + sft
+    return env_steps(study, folder, job) / rate + sft_steps(job) / SFT_STEPS_PER_S
+
+
+def sft_steps(job: Job) -> int:
+    """Optimizer steps of SFT of a job."""
+    if isinstance(job, SharedSft):
+        return sum(task.sft_steps for task in job.tasks)
+    return job.task.sft_steps if isinstance(job, Preparation) and not job.task.sft_group else 0

@@ -86,6 +86,7 @@ def run_jobs(
     command: Callable[[str], Sequence[str]],
     log: Callable[[str], Path],
     pass_fds: Sequence[int] = (),
+    devices: Sequence[str] = (),
     on_change: Callable[[Work], None] = lambda work: None,
 ) -> Work:
     """Runs every job. One that fails takes with it those that need it; the rest goes on.
@@ -96,6 +97,7 @@ def run_jobs(
         command: Command line of a job, by name.
         log: File to which its output is added, by name.
         pass_fds: Open files that the processes keep open.
+        devices: GPUs, as CUDA_VISIBLE_DEVICES names them. Each process sees one, that with the fewest others on it.
         on_change: Called often, with the same record each time.
 
     Returns:
@@ -107,11 +109,16 @@ def run_jobs(
     waiting = list(jobs)
     work = Work(total=len(waiting))
     processes: dict[str, subprocess.Popen[bytes]] = {}
+    places: dict[str, str] = {}
     try:
         while waiting or processes:
             while len(processes) < workers and (job := next_job(waiting, _names(waiting) | processes.keys())):
                 waiting.remove(job)
-                processes[job.name] = _start(command(job.name), log(job.name), pass_fds)
+                if devices:
+                    places[job.name] = least_used(devices, [places[name] for name in processes])
+                processes[job.name] = _start(
+                    command(job.name), log(job.name), pass_fds, device=places.get(job.name, "")
+                )
                 work.running[job.name] = time.monotonic()
             on_change(work)
             time.sleep(POLL_S)
@@ -145,9 +152,15 @@ def _names(jobs: Iterable[Named]) -> set[str]:
     return {job.name for job in jobs}
 
 
-def _start(command: Sequence[str], log: Path, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
+def least_used(devices: Sequence[str], taken: Sequence[str]) -> str:
+    """The device that is taken least often, the first of those."""
+    return min(devices, key=lambda device: taken.count(device))
+
+
+def _start(command: Sequence[str], log: Path, pass_fds: Sequence[int], *, device: str) -> subprocess.Popen[bytes]:
     """A process with one thread whose input stays open as long as this process lives, in a process group of its own."""
     threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
+    visible = {"CUDA_VISIBLE_DEVICES": device} if device else {}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -155,7 +168,7 @@ def _start(command: Sequence[str], log: Path, pass_fds: Sequence[int]) -> subpro
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **threads, "COLUMNS": "120", "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **threads, **visible, "COLUMNS": "120", "PYTHONUNBUFFERED": "1"},
             pass_fds=tuple(pass_fds),
             start_new_session=True,
         )

@@ -8,12 +8,12 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from z1.config import config_to_dict, require
 from z1.errors import ConfigError, UnknownNameError
 from z1.files import read_json
-from z1.recipes import RL_RECIPES
+from z1.recipes import RL_RECIPES, SFT_RECIPES
 from z1.sims.suites import simulator_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -36,22 +36,35 @@ class StudyTask:
     """Folder of the SFT policy. Empty: the study records demonstrations and trains it."""
     demonstrations: int = 0
     """Demonstrations to record, if ``policy`` is empty."""
+    dataset: str = ""
+    """Folder of demonstrations to train on instead of recorded ones, if ``policy`` is empty."""
     sft_steps: int = 0
-    """Optimizer steps of SFT on them (recipe ``tiny``), if ``policy`` is empty."""
+    """Optimizer steps of SFT on them, if ``policy`` is empty."""
+    sft_group: str = ""
+    """Tasks that name the same group share one SFT policy, trained on the demonstrations of all of them for the sum of
+    their steps. Empty: the task has one of its own.
+    """
 
     def __post_init__(self) -> None:
         simulator_of(self.task)
         require(self.horizon >= 1, f"horizon of task {self.task}", self.horizon, "at least 1")
         if not self.policy:
-            if not (self.demonstrations and self.sft_steps):
+            if not ((self.demonstrations or self.dataset) and self.sft_steps):
                 raise ConfigError(
                     f"task {self.task} has no SFT policy; give 'policy', a folder, "
-                    "or both 'demonstrations' and 'sft_steps'"
+                    "or 'sft_steps' and one of 'demonstrations' and 'dataset'"
                 )
-            require(self.demonstrations >= 1, f"demonstrations of task {self.task}", self.demonstrations, "at least 1")
+            if self.demonstrations and self.dataset:
+                raise ConfigError(f"task {self.task} has both 'demonstrations' and 'dataset'; leave one of them out")
+            if not self.dataset:
+                require(
+                    self.demonstrations >= 1, f"demonstrations of task {self.task}", self.demonstrations, "at least 1"
+                )
             require(self.sft_steps >= 1, f"sft_steps of task {self.task}", self.sft_steps, "at least 1")
-        elif self.demonstrations or self.sft_steps:
-            name = "demonstrations" if self.demonstrations else "sft_steps"
+            if self.sft_group:
+                require(bool(NAME.fullmatch(self.sft_group.replace(" ", "-"))), "sft_group", self.sft_group, NAME_RULE)
+        elif idle := [n for n in ("demonstrations", "dataset", "sft_steps", "sft_group") if getattr(self, n)]:
+            name = idle[0]
             raise ConfigError(
                 f"{name} of task {self.task} has no effect, since the task has 'policy'; leave one of the two out"
             )
@@ -99,6 +112,10 @@ class Study:
     """Validation scenes at each mark; the run's best policy is chosen by them."""
     test_episodes: int = 100
     """Test scenes on which each run's policy and its SFT policy are compared."""
+    sft_recipe: str = "tiny"
+    """SFT recipe, for tasks without ``policy``."""
+    sft_policy: str = ""
+    """Folder of the policy that SFT starts from. Empty: a new one of the recipe's size."""
     sft_per_seed: bool = False
     """Whether each seed has demonstrations and SFT of its own. False: one SFT policy per task."""
 
@@ -109,6 +126,8 @@ class Study:
         _check_unique("seeds", list(self.seeds))
         require(min(self.seeds) >= 0, "seeds", list(self.seeds), "at least 0")
         _check_recipe(self.recipe)
+        if self.sft_recipe not in SFT_RECIPES:
+            raise UnknownNameError("SFT recipe", self.sft_recipe, SFT_RECIPES)
         for name in ("env_step_budget", "marks", "validation_episodes", "test_episodes"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(
@@ -158,7 +177,22 @@ def study_from_dict(data: Any) -> Study:
         ConfigError: A key is missing or has a value that is not allowed.
         UnknownNameError: A key, task, recipe or reference is not known.
     """
-    return _record(Study, data, "")
+    return record_from_dict(Study, data, what="the study")
+
+
+def record_from_dict(cls: type, data: Any, *, what: str) -> Any:
+    """A dataclass of plain values, tuples, mappings and other such dataclasses from plain JSON values.
+
+    Args:
+        cls: The dataclass.
+        data: Plain values.
+        what: What it is, for messages, for example ``the study``.
+
+    Raises:
+        ConfigError: A key is missing or has a value that is not allowed.
+        UnknownNameError: A key is not known.
+    """
+    return _record(cls, data, "", what)
 
 
 def study_to_dict(study: Study) -> dict[str, Any]:
@@ -214,15 +248,16 @@ def _check_unique(key: str, names: list[Any]) -> None:
         raise ConfigError(f"{key} names {twice[0]!r} {names.count(twice[0])} times; name each once")
 
 
-def _record(cls: type, data: Any, where: str) -> Any:
+def _record(cls: type, data: Any, where: str, what: str) -> Any:
     """A dataclass from a JSON object.
 
     Args:
         cls: The dataclass.
         data: Plain values.
-        where: Place in the study, for messages; empty for the study itself.
+        where: Place in the file, for messages; empty for the whole.
+        what: Name of the whole.
     """
-    place = where or "the study"
+    place = where or what
     require(isinstance(data, dict), place, data, "a JSON object")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
@@ -233,20 +268,24 @@ def _record(cls: type, data: Any, where: str) -> Any:
         if is_needed(f) and name not in data:
             raise ConfigError(f"{place} has no {name!r}; give it")
     inside = f"{where}." if where else ""
-    return cls(**{name: _value(hints[name], value, f"{inside}{name}") for name, value in data.items()})
+    return cls(**{name: _value(hints[name], value, f"{inside}{name}", what) for name, value in data.items()})
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def _value(hint: Any, value: Any, where: str, what: str) -> Any:
     """A checked value of an annotated type."""
     if typing.get_origin(hint) is tuple:
         require(isinstance(value, list), where, value, "a list")
         inner = typing.get_args(hint)[0]
-        return tuple(_value(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
+        return tuple(_value(inner, item, f"{where}[{i}]", what) for i, item in enumerate(value))
+    if typing.get_origin(hint) is Literal:
+        allowed = typing.get_args(hint)
+        require(value in allowed, where, value, "one of " + ", ".join(map(repr, allowed)))
+        return value
     if typing.get_origin(hint) is not None:  # a mapping of overrides
         require(isinstance(value, dict), where, value, "a JSON object of overrides by dotted name")
         return dict(value)
     if dataclasses.is_dataclass(hint):
         assert isinstance(hint, type)
-        return _record(hint, value, where)
+        return _record(hint, value, where, what)
     require(type(value) is hint, where, value, KINDS[hint])
     return value
