@@ -142,6 +142,7 @@ def act(policy: Any, images: np.ndarray, torch: Any) -> np.ndarray:
 def measure_z1(task: str, hosts: int, groups: int, group_size: int) -> dict[str, float]:
     """Env steps per second of a collection, and which part of the cores' time was useful."""
     from z1.config import ActingConfig
+    from z1.policy.prefix_cache import PrefixStore
     from z1.rollout.collector import Collector, Exploration
     from z1.rollout.tree import BranchPlan
     from z1.seeding import Seeds
@@ -150,7 +151,10 @@ def measure_z1(task: str, hosts: int, groups: int, group_size: int) -> dict[str,
 
     spec = SimSpec(simulator="metaworld", cameras=CAMERAS, image_size=IMAGE_SIZE, horizon=200)
     with SimPool(spec, hosts) as pool:
-        collector = Collector(pool, make_policy(), ActingConfig(chunk_length=CHUNK_LENGTH), live_members=96)
+        policy = make_policy()
+        collector = Collector(
+            pool, policy, ActingConfig(chunk_length=CHUNK_LENGTH), live_members=96, store=PrefixStore(policy.model)
+        )
 
         def collect(first: int, count: int) -> Any:
             return collector.collect(
@@ -159,7 +163,7 @@ def measure_z1(task: str, hosts: int, groups: int, group_size: int) -> dict[str,
                 ("benchmark",),
                 plan=lambda number: BranchPlan.flat(group_size),
                 groups=count,
-                explore=Exploration(noise_level=0.5, exclude_last_step=True, keep="prefix"),
+                explore=Exploration(noise_level=0.5, exclude_last_step=True),
             )
 
         collect(0, hosts)

@@ -43,6 +43,7 @@ from z1.train.metrics import MetricsWriter
 from z1.train.resume import RL_MAY_CHANGE, check_resume, undone_on_error
 from z1.train.run_folder import RunFolder
 from z1.train.sft import SftTrainer
+from z1.train.trained import settled_precision
 from z1.train.trainer import Progress as TrainerProgress
 from z1.train.trainer import Trainer
 from z1.types import Scene, SimInfo
@@ -206,6 +207,7 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
         The run folder.
     """
     device = pick_device(config.device)
+    config = replace(config, precision=settled_precision(config.precision, device))
     dataset = LeRobotDataset.open(Path(config.dataset))
     if resume:
         run = RunFolder.open(Path(config.out))
@@ -219,7 +221,7 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
     frames, episodes = dataset.num_frames, len(dataset.episodes)
     console.print(
         f"SFT on {config.dataset}: {episodes} episodes, {frames} frames; "
-        f"{policy.parameter_count / 1e6:.2f} M parameters on {device}"
+        f"{policy.parameter_count / 1e6:.2f} M parameters on {device} in {config.precision}"
     )
     with ExitStack() as stack:
         with undone_on_error(run, resume=resume):
@@ -289,6 +291,7 @@ def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
         The run folder.
     """
     device = pick_device(config.device)
+    config = replace(config, precision=settled_precision(config.precision, device))
     source = policy_place(config.policy) if not resume else _saved_policy(config)
     policy = open_policy(source, device=device)
     check_chunk_length(policy, config.acting)
@@ -303,7 +306,7 @@ def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
         update = config.update
         console.print(
             f"RL on {config.task}: {update.objective}, {update.mode} training, {_describe_groups(config.rollout)}, "
-            f"{config.sim.hosts} simulator processes, {device}"
+            f"{config.sim.hosts} simulator processes, {device} in {config.precision}"
         )
         with ExitStack() as stack:
             with undone_on_error(run, resume=resume):

@@ -14,6 +14,8 @@ from typing import Any, Literal
 from z1.errors import ConfigError, UnknownNameError
 
 TrainingMode = Literal["expert", "joint", "joint_frozen_vision"]
+Precision = Literal["auto", "float32", "bfloat16"]
+PREFIX_DEVICE_GB, PREFIX_HOST_GB = 24.0, 64.0
 ObjectiveName = Literal["grpo", "awfm", "filtered_bc"]
 
 
@@ -194,6 +196,18 @@ class UpdateConfig:
     """Chunks per optimizer step; 0: all chunks of the iteration."""
     microbatch: int = 256
     """Chunks per forward and backward pass; limits memory. AWFM draws noise per microbatch: there numbers change."""
+    recompute_activations: bool = False
+    """Activation checkpointing: whether a pass keeps only what goes into each layer and computes the rest again for the
+    gradient. Same numbers, a third more computing, a fraction of the memory.
+    """
+    prefix_device_gb: float = PREFIX_DEVICE_GB
+    """``expert``: device memory, in GB, for the VLM prefixes of an iteration's observations, computed once while acting
+    and used in every update epoch. A full-size pi0.5 takes up to 0.018 GB an observation.
+    """
+    prefix_host_gb: float = PREFIX_HOST_GB
+    """``expert``: host memory, in GB, for those that do not fit, at most half of the machine's. The others are computed
+    again in every pass; with 0 here and for the device, all of them.
+    """
     count: Literal["members", "segments"] = "members"
     """What a chunk that several members share counts in the loss's denominator: each of them (the paper), or once."""
     grad_clip: float = 1.0
@@ -224,6 +238,14 @@ class UpdateConfig:
             raise ConfigError(
                 "update.vlm_learning_rate has no effect with update.mode 'expert'; choose a joint mode or leave it at 0"
             )
+        for name, usual in (("prefix_device_gb", PREFIX_DEVICE_GB), ("prefix_host_gb", PREFIX_HOST_GB)):
+            value = getattr(self, name)
+            require(value >= 0, f"update.{name}", value, "at least 0")
+            if self.mode != "expert" and value != usual:
+                raise ConfigError(
+                    f"update.{name} has no effect with update.mode {self.mode!r}, where the VLM changes; "
+                    f"leave it at {usual:g}"
+                )
         require(self.weight_decay >= 0, "update.weight_decay", self.weight_decay, "at least 0")
         require(self.warmup_iterations >= 0, "update.warmup_iterations", self.warmup_iterations, "at least 0")
         require(self.epochs >= 1, "update.epochs", self.epochs, "at least 1")
@@ -289,6 +311,10 @@ class RlConfig:
     """
     device: str = "auto"
     """``cpu``, ``cuda`` or ``auto``."""
+    precision: Precision = "float32"
+    """What the network computes in. With ``bfloat16`` the weights that train, their gradients and the optimizer's state
+    stay in float32. ``auto``: bfloat16 on a GPU, float32 on a CPU, settled when the run begins.
+    """
     wandb: bool = False
     """Also log to Weights & Biases."""
     sim: SimConfig = field(default_factory=SimConfig)
@@ -359,6 +385,10 @@ class SftConfig:
     """Decay of an exponential moving average of the weights, which is then what is validated and saved; 0: none."""
     mode: TrainingMode = "joint"
     """What trains: ``joint`` (all), ``expert`` (VLM frozen), ``joint_frozen_vision``."""
+    recompute_activations: bool = False
+    """Activation checkpointing: whether a pass keeps only what goes into each layer and computes the rest again for the
+    gradient. Same numbers, a third more computing, a fraction of the memory.
+    """
     normalization: Literal["quantile_openpi", "quantile_lerobot", "mean_std"] = "quantile_openpi"
     """How state and actions of a new policy are normalised."""
     image_shift: int = 0
@@ -371,6 +401,10 @@ class SftConfig:
     """Run seed."""
     device: str = "auto"
     """``cpu``, ``cuda`` or ``auto``."""
+    precision: Precision = "float32"
+    """What the network computes in. With ``bfloat16`` the weights that train, their gradients and the optimizer's state
+    stay in float32. ``auto``: bfloat16 on a GPU, float32 on a CPU, settled when the run begins.
+    """
     wandb: bool = False
     """Also log to Weights & Biases."""
 

@@ -37,6 +37,7 @@ def sft_pi05(dataset: str, out: str) -> SftConfig:
         learning_rate=2.5e-5,
         warmup_steps=1_000,
         ema_decay=0.99,
+        precision="auto",
         validate_every=1_000,
     )
 
@@ -83,6 +84,7 @@ def rl_paper(policy: str, task: str, out: str) -> RlConfig:
         task=task,
         out=out,
         iterations=100,
+        precision="auto",
         sim=SimConfig(hosts=64),
         acting=ActingConfig(denoise_steps=4, chunk_length=10),
         rollout=RolloutConfig(

@@ -111,6 +111,9 @@ UPDATES = {
     "grpo-joint": replace(CONFIG.update, mode="joint", microbatch=7),
     "awfm-joint": replace(CONFIG.update, objective="awfm", mode="joint_frozen_vision"),
     "filtered_bc": replace(CONFIG.update, objective="filtered_bc"),
+    "awfm, prefixes in three places": replace(
+        CONFIG.update, objective="awfm", prefix_device_gb=1e-4, prefix_host_gb=1e-4
+    ),
     "awfm-negative": replace(CONFIG.update, objective="awfm", awfm_negative=0.5, microbatch=16),
 }
 
@@ -122,6 +125,8 @@ TREES = replace(
 """Episodes of eight chunks, of which the first 1, 3 and 6 or fewer are shared."""
 
 RUNS = {name: replace(CONFIG, update=update) for name, update in UPDATES.items()} | {
+    "bfloat16": replace(CONFIG, update=UPDATES["grpo-joint"], precision="bfloat16"),
+    "bfloat16, frozen VLM": replace(CONFIG, update=UPDATES["awfm"], precision="bfloat16"),
     "replayed scenes": replace(CONFIG, rollout=replace(CONFIG.rollout, groups=3, replay=0.9)),
     "shortened steps": replace(CONFIG, update=replace(UPDATES["grpo"], target_kl=1e-4, shorten_last_step=True)),
     "tree": replace(TREES, update=UPDATES["grpo"]),
@@ -175,6 +180,22 @@ def test_a_run_that_forgets_its_scenes_differs(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(SceneSource, "load_state", lambda source, arrays: None)
     rl(tmp_path / "parts", config, resume=True)
     assert records_of(tmp_path / "straight")[3:] != records_of(tmp_path / "parts")[3:]
+
+
+@pytest.mark.parametrize("name", ["grpo", "awfm"])
+def test_where_prefixes_are_kept_changes_nothing(name: str, tmp_path: Path) -> None:
+    """In device memory, in three places, or nowhere."""
+    runs, places = [], []
+    for budgets in (24.0, 64.0), (1e-4, 1e-4), (0.0, 0.0):
+        update = replace(UPDATES[name], prefix_device_gb=budgets[0], prefix_host_gb=budgets[1])
+        records = rl(tmp_path / str(budgets[0]), replace(CONFIG, iterations=2, update=update))
+        kinds = [f"cost/prefix_{kind}" for kind in ("device_hits", "host_hits", "recomputed")]
+        places.append([records[-1][kind] > 0 for kind in kinds])
+        runs.append([{k: v for k, v in record.items() if "/prefix_" not in k} for record in records])
+    assert places == [[True, False, False], [True, True, True], [False, False, True]]
+    assert runs[0] == runs[1] == runs[2]
+    weights = {(tmp_path / place / "policy/model.safetensors").read_bytes() for place in ("24.0", "0.0001", "0.0")}
+    assert len(weights) == 1
 
 
 @pytest.mark.usefixtures("restless")
@@ -291,8 +312,8 @@ def test_a_lost_checkpoint_is_an_error_and_the_records_stay(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("file", "content", "text"),
     [
-        ("state.json", b"[]", "state.json has format None; expected 'z1.training-state/2'"),
-        ("state.json", b'{"format": "z1.training-state/2", "optimizer_groups": []}', "does not fit the policy"),
+        ("state.json", b"[]", "state.json has format None; expected 'z1.training-state/3'"),
+        ("state.json", b'{"format": "z1.training-state/3", "optimizer_groups": []}', "does not fit the policy"),
         ("optimizer.safetensors", b"\0" * 20, "cannot be read"),
         ("extra.safetensors", None, "cannot be read"),
         ("policy/model.safetensors", b"\0" * 100, "model.safetensors"),
@@ -449,9 +470,13 @@ def test_evaluation_scenes_and_training_scenes_are_disjoint(tmp_path: Path) -> N
     assert HORIZON * len(pool.started) <= pool.counters.env_steps
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_sft_resumes_to_the_same_numbers(ema_decay: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(SFT, ema_decay=ema_decay)
+@pytest.mark.parametrize(
+    "settings", [{}, {"ema_decay": 0.9}, {"ema_decay": 0.9, "precision": "bfloat16", "mode": "joint_frozen_vision"}]
+)
+def test_sft_resumes_to_the_same_numbers(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(SFT, **settings)
     straight = sft(tmp_path / "straight", config)
     assert [record["sft/step"] for record in straight] == [6, 10, 12, 18, 20, 24]
     with monkeypatch.context() as patch:
@@ -463,7 +488,7 @@ def test_sft_resumes_to_the_same_numbers(ema_decay: float, tmp_path: Path, monke
     assert_equal_runs(tmp_path / "straight", tmp_path / "parts")
     last = tmp_path / "parts" / LAST / "policy" / "model.safetensors"
     averaged = (tmp_path / "parts" / "policy" / "model.safetensors").read_bytes() != last.read_bytes()
-    assert averaged == (ema_decay > 0)
+    assert averaged == (config.ema_decay > 0)
 
 
 def test_sft_interrupted_before_its_first_checkpoint_starts_over(

@@ -66,7 +66,7 @@ def collect(policy: Policy, pool: SimPool) -> Rollouts:
         ("iteration", 0),
         plan=lambda number: BranchPlan.tree(4, PREFIX),
         groups=2,
-        explore=Exploration(noise_level=0.5, exclude_last_step=True, keep="inputs"),
+        explore=Exploration(noise_level=0.5, exclude_last_step=True),
     )
 
 

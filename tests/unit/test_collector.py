@@ -15,6 +15,7 @@ from z1.config import ActingConfig
 from z1.errors import ConfigError, SimulatorError
 from z1.eval.evaluate import evaluate_policy
 from z1.policy.policy import Policy
+from z1.policy.prefix_cache import PrefixStore
 from z1.rollout.collector import Collector, Exploration
 from z1.rollout.groups import RolloutGroup, Rollouts, build_training_batch
 from z1.rollout.tree import BranchPlan, SegmentWeights, segment_weights
@@ -22,7 +23,7 @@ from z1.seeding import Seeds
 from z1.types import Scene
 
 ACTING = ActingConfig(denoise_steps=4, chunk_length=4)
-EXPLORE = Exploration(noise_level=0.5, exclude_last_step=True, keep="prefix")
+EXPLORE = Exploration(noise_level=0.5, exclude_last_step=True)
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +40,15 @@ def flat(number: int) -> BranchPlan:
     return BranchPlan.flat(3)
 
 
-def collect(policy: Policy, pool: ToyPool, *, live_members: int = 96, **changes: Any) -> Rollouts:
+def collect(
+    policy: Policy, pool: ToyPool, *, live_members: int = 96, keeps: str = "prefix", **changes: Any
+) -> Rollouts:
     settings: dict[str, Any] = {"plan": flat, "groups": 4, "explore": EXPLORE, **changes}
     address = settings.pop("address", ("iteration", 0))
     source = settings.pop("scenes", scenes())
-    return Collector(pool, policy, ACTING, live_members=live_members).collect(source, Seeds(1), address, **settings)
+    store = PrefixStore(policy.model) if keeps == "prefix" else None
+    collector = Collector(pool, policy, ACTING, live_members=live_members, store=store)
+    return collector.collect(source, Seeds(1), address, **settings)
 
 
 def seeds_of(groups: tuple[RolloutGroup, ...]) -> list[int]:
@@ -78,8 +83,9 @@ def test_members_of_a_group_share_their_scene_and_first_observation(policy: Poli
     assert rollouts.cost.policy_calls == 2
     assert rollouts.cost.denoise_steps == 12 * 4
     assert rollouts.cost.env_steps == pool.counters.env_steps == 6 * HORIZON
-    first = rollouts.ticks[0].prefix
-    assert first is not None
+    stored = rollouts.ticks[0].prefix
+    assert stored is not None
+    first = stored.fetch()
     assert torch.equal(first.keys[0], first.keys[1])
     assert not torch.equal(first.keys[0], first.keys[3])
     assert not torch.equal(rollouts.ticks[0].sample.x_t[0], rollouts.ticks[0].sample.x_t[1]), "members have own noise"
@@ -182,7 +188,7 @@ def test_noise_has_an_address(policy: Policy) -> None:
 
 @pytest.mark.parametrize(("exclude_last_step", "steps"), [(True, {0, 1, 2}), (False, {0, 1, 2, 3})])
 def test_stochastic_steps_are_drawn_per_chunk(policy: Policy, exclude_last_step: bool, steps: set[int]) -> None:
-    explore = Exploration(noise_level=0.5, exclude_last_step=exclude_last_step, keep="prefix")
+    explore = Exploration(noise_level=0.5, exclude_last_step=exclude_last_step)
     rollouts = collect(policy, ToyPool(), groups=10, explore=explore)
     drawn = torch.cat([tick.sample.sde_index for tick in rollouts.ticks])
     assert set(drawn.flatten().tolist()) == steps
@@ -190,7 +196,7 @@ def test_stochastic_steps_are_drawn_per_chunk(policy: Policy, exclude_last_step:
 
 @pytest.mark.parametrize("keep", ["prefix", "inputs"])
 def test_what_training_needs_is_kept(policy: Policy, keep: str) -> None:
-    rollouts = collect(policy, ToyPool(), explore=Exploration(noise_level=0.5, exclude_last_step=True, keep=keep))
+    rollouts = collect(policy, ToyPool(), keeps=keep)
     for tick in rollouts.ticks:
         assert (tick.prefix is None, tick.inputs is None) == (keep == "inputs", keep == "prefix")
         kept = tick.prefix if keep == "prefix" else tick.inputs
@@ -225,7 +231,8 @@ def test_the_batch_follows_group_member_and_chunk(policy: Policy) -> None:
     weights = [weights_of(group, *values) for group, values in zip(rollouts.kept, advantages, strict=True)]
     batch = build_training_batch(rollouts.kept, weights, rollouts.ticks, 4)
     assert batch is not None
-    row = 0
+    assert batch.prefix is not None
+    keys, row = batch.prefix.fetch().keys, 0
     for group, advantage in zip(rollouts.kept, advantages, strict=True):
         assert [segment.members for segment in group.segments] == [(0,), (1,), (2,)]
         for segment, episode, value in zip(group.segments, group.episodes, advantage, strict=True):
@@ -236,9 +243,8 @@ def test_the_batch_follows_group_member_and_chunk(policy: Policy) -> None:
                 assert torch.equal(batch.x_next[row], source.sample.x_next[place])
                 assert torch.equal(batch.actions[row], source.executed_actions[place])
                 assert source.prefix is not None
-                assert batch.prefix is not None
-                length = source.prefix.keys.shape[2]
-                assert torch.equal(batch.prefix.keys[row, :, :length], source.prefix.keys[place])
+                length = source.prefix.length
+                assert torch.equal(keys[row, :, :length], source.prefix.fetch().keys[place])
                 assert float(batch.positive[row] + batch.negative[row]) == value
                 steps += int(batch.executed_mask[row].sum())
                 row += 1

@@ -18,6 +18,7 @@ import torch
 from toy import TASK, ToyPool, toy_policy
 from z1.config import ActingConfig
 from z1.policy.policy import Policy
+from z1.policy.prefix_cache import PrefixStore
 from z1.rollout.collector import Collector, Exploration
 from z1.rollout.groups import RolloutCost, RolloutGroup, Rollouts, build_training_batch
 from z1.rollout.tree import BranchPlan, Segment, segment_weights
@@ -25,7 +26,7 @@ from z1.seeding import Seeds
 from z1.types import Scene
 
 ACTING = ActingConfig(denoise_steps=2, chunk_length=1)
-EXPLORE = Exploration(noise_level=0.5, exclude_last_step=True, keep="prefix")
+EXPLORE = Exploration(noise_level=0.5, exclude_last_step=True)
 ADDRESS = ("iteration", 3)
 SEEDS = Seeds(1)
 
@@ -67,11 +68,14 @@ def collect(
     plan: BranchPlan | Callable[[int], BranchPlan],
     *,
     live_members: int = 96,
+    keeps: str = "prefix",
     **changes: Any,
 ) -> Rollouts:
     of = (lambda number: plan) if isinstance(plan, BranchPlan) else plan
     settings: dict[str, Any] = {"plan": of, "groups": 1, "explore": EXPLORE, **changes}
-    return Collector(pool, policy, ACTING, live_members=live_members).collect(scenes(), SEEDS, ADDRESS, **settings)
+    store = PrefixStore(policy.model) if keeps == "prefix" else None
+    collector = Collector(pool, policy, ACTING, live_members=live_members, store=store)
+    return collector.collect(scenes(), SEEDS, ADDRESS, **settings)
 
 
 def shape(segments: Any) -> list[tuple[tuple[int, ...], int, int]]:
@@ -231,7 +235,8 @@ def test_siblings_share_the_vlm_prefix_but_not_the_noise(policy: Policy) -> None
         tick, row = segment.places[0]
         kept = rollouts.ticks[tick]
         assert kept.prefix is not None
-        return torch.stack([kept.prefix.keys[row], kept.prefix.values[row]]), kept.sample.x_t[row], segment.states[0]
+        cache = kept.prefix.rows(torch.tensor([row])).fetch()
+        return torch.stack([cache.keys[0], cache.values[0]]), kept.sample.x_t[row], segment.states[0]
 
     for one, other in [((0, 1), (2, 3)), ((0,), (1,)), ((2,), (3,))]:
         ours, theirs = first(*one), first(*other)
@@ -269,7 +274,7 @@ def test_without_a_shared_chunk_rollouts_are_those_of_flat_groups(policy: Policy
         assert theirs.prefix is not None
         for name in ("actions", "sde_index", "x_t", "x_next", "log_prob"):
             assert torch.equal(getattr(mine.sample, name), getattr(theirs.sample, name)), name
-        assert torch.equal(mine.prefix.keys, theirs.prefix.keys)
+        assert torch.equal(mine.prefix.fetch().keys, theirs.prefix.fetch().keys)
         assert torch.equal(mine.executed_actions, theirs.executed_actions)
         assert torch.equal(mine.executed, theirs.executed)
     for mine, theirs in zip(ours.kept, flat.kept, strict=True):
@@ -458,10 +463,9 @@ def test_a_plan_is_chosen_by_the_number_of_the_scene_when_groups_are_replaced(po
 @pytest.mark.parametrize("keep", ["prefix", "inputs"])
 def test_shared_observations_reach_every_row(policy: Policy, keep: str) -> None:
     """What is kept of a row is its own observation, though siblings' are computed once."""
-    explore = Exploration(noise_level=0.5, exclude_last_step=True, keep=keep)
-    rollouts = collect(policy, ToyPool(outcome=never), TREE, groups=3, explore=explore)
+    rollouts = collect(policy, ToyPool(outcome=never), TREE, groups=3, keeps=keep)
     for tick in rollouts.ticks:
-        kept = tick.prefix.keys if tick.prefix is not None else tick.inputs.images if tick.inputs is not None else None
+        kept = tick.prefix if tick.prefix is not None else tick.inputs
         assert kept is not None
         assert len(kept) == len(tick.executed)
     tick, row = segment_of(rollouts.kept[1], 1).places[0]
@@ -473,12 +477,13 @@ def test_shared_observations_reach_every_row(policy: Policy, keep: str) -> None:
         assert not torch.equal(source.inputs.images[row], source.inputs.images[other]), "another scene"
     else:
         assert source.prefix is not None
-        assert torch.equal(source.prefix.keys[row], source.prefix.keys[row - 1])
-        assert not torch.equal(source.prefix.keys[row], source.prefix.keys[other])
+        keys = source.prefix.fetch().keys
+        assert torch.equal(keys[row], keys[row - 1])
+        assert not torch.equal(keys[row], keys[other])
 
 
 def test_stochastic_steps_are_drawn_without_repetition_and_in_order(policy: Policy) -> None:
-    explore = Exploration(noise_level=0.5, exclude_last_step=True, keep="prefix", stochastic_steps=2)
+    explore = Exploration(noise_level=0.5, exclude_last_step=True, stochastic_steps=2)
     acting = ActingConfig(denoise_steps=4, chunk_length=1)
     rollouts = Collector(ToyPool(outcome=never), policy, acting, live_members=96).collect(
         scenes(), SEEDS, ADDRESS, plan=lambda number: TREE, groups=4, explore=explore

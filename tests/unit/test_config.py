@@ -112,6 +112,11 @@ def test_rollout_settings_that_fit_together(settings: dict[str, Any]) -> None:
             "update.awfm_negative has no effect with update.objective 'filtered_bc'; leave it at 0",
         ),
         ({"awfm_max_weight": 0.5}, "update.awfm_max_weight is 0.5; it must be at least 1"),
+        ({"prefix_host_gb": -1.0}, "update.prefix_host_gb is -1.0; it must be at least 0"),
+        (
+            {"mode": "joint", "prefix_device_gb": 8.0},
+            "update.prefix_device_gb has no effect with update.mode 'joint', where the VLM changes; leave it at 24",
+        ),
     ],
 )
 def test_update_settings_that_are_refused(settings: dict[str, Any], text: str) -> None:

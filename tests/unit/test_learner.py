@@ -15,6 +15,7 @@ from toy import TASK, ToyPool, toy_policy
 from z1.config import ActingConfig, RolloutConfig, UpdateConfig
 from z1.errors import ConfigError
 from z1.policy.policy import Policy
+from z1.policy.prefix_cache import PrefixStore
 from z1.policy.trainable import is_expert
 from z1.rollout.collector import Collector, Exploration
 from z1.rollout.groups import TrainingBatch, build_training_batch
@@ -32,13 +33,14 @@ ROLLOUT = RolloutConfig(groups=5, group_size=4)
 def batch_of(policy: Policy, keep: str) -> TrainingBatch:
     """5 groups of 4 members with both outcomes: 40 chunks."""
     pool = ToyPool(outcome=lambda scene, member: (scene.seed + member) % 3 == 0)
-    rollouts = Collector(pool, policy, ACTING, live_members=12).collect(
+    store = PrefixStore(policy.model) if keep == "prefix" else None
+    rollouts = Collector(pool, policy, ACTING, live_members=12, store=store).collect(
         (Scene.of_split(TASK, "train", index) for index in itertools.count()),
         Seeds(1),
         ("iteration", 0),
         plan=lambda number: BranchPlan.flat(4),
         groups=5,
-        explore=Exploration(noise_level=0.5, exclude_last_step=True, keep=keep),
+        explore=Exploration(noise_level=0.5, exclude_last_step=True),
     )
     weights = [advantage_weights_of(group, ROLLOUT) for group in rollouts.kept]
     batch = build_training_batch(rollouts.kept, weights, rollouts.ticks, ACTING.chunk_length)
@@ -122,6 +124,19 @@ def test_the_update_reaches_what_the_mode_trains(
     assert {is_expert(name) for name in moved} == ({True} if mode == "expert" else {True, False})
     if mode == "joint":
         assert any(name.startswith("vision.") for name in moved)
+
+
+@pytest.mark.parametrize("mode", ["expert", "joint"])
+def test_recomputed_activations_change_nothing(mode: str, prefixes: TrainingBatch, inputs: TrainingBatch) -> None:
+    updated = []
+    for recompute in (False, True):
+        learner = learner_of(mode=mode, epochs=2, microbatch=13, recompute_activations=recompute)
+        stats = learner.update(prefixes if mode == "expert" else inputs, 0)
+        assert stats is not None
+        assert stats.first_ratio_max == 0.0
+        assert learner.policy.model.expert.recompute == recompute
+        updated.append(weights(learner))
+    assert same(*updated)
 
 
 @pytest.mark.parametrize("mode", ["expert", "joint"])
@@ -290,7 +305,8 @@ def test_awfm_keeps_recent_iterations(prefixes: TrainingBatch) -> None:
     assert chunks == [count, 2 * count, 2 * count]
     state = {name: tensor.clone() for name, tensor in learner.objective.state().items()}
     other = learner_of(objective="awfm", awfm_iterations=2)
-    other.objective.load_state(state)
+    assert prefixes.prefix is not None
+    other.objective.load_state(state, prefixes.prefix.store)
     ours, theirs = awfm_of(learner)._recent, awfm_of(other)._recent
     assert len(ours) == len(theirs) == 2
     for mine, copy in zip(ours, theirs, strict=True):
@@ -306,7 +322,8 @@ def test_awfm_keeps_the_order_of_many_iterations(prefixes: TrainingBatch) -> Non
         rows = prefixes.rows(torch.nonzero(prefixes.positive > 0).flatten()[:size])
         learner.objective.select(rows)
     other = learner_of(objective="awfm", awfm_iterations=12)
-    other.objective.load_state(learner.objective.state())
+    assert prefixes.prefix is not None
+    other.objective.load_state(learner.objective.state(), prefixes.prefix.store)
     assert [len(batch) for batch in awfm_of(other)._recent] == sizes
 
 

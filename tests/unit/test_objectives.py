@@ -13,6 +13,7 @@ from torch import Tensor
 
 from toy import TASK, ToyPool, toy_policy
 from z1.config import ActingConfig, RolloutConfig, UpdateConfig
+from z1.policy.prefix_cache import PrefixStore
 from z1.rollout.collector import Collector, Exploration
 from z1.rollout.groups import RolloutGroup, Rollouts, TrainingBatch, build_training_batch
 from z1.rollout.tree import BranchPlan, Segment, SegmentWeights
@@ -30,13 +31,15 @@ ADDRESS = ("test",)
 def collect(keep: str = "prefix", stochastic_steps: int = 1) -> Rollouts:
     """5 trees of 4 members with uneven ends and both outcomes."""
     pool = ToyPool(success_at=lambda scene, number: 2 + (5 * scene.seed + 3 * number) % 9)
-    return Collector(pool, toy_policy(), ACTING, live_members=96).collect(
+    policy = toy_policy()
+    store = PrefixStore(policy.model) if keep == "prefix" else None
+    return Collector(pool, policy, ACTING, live_members=96, store=store).collect(
         (Scene.of_split(TASK, "train", index) for index in itertools.count()),
         Seeds(1),
         ("iteration", 0),
         plan=lambda number: BranchPlan.tree(4, 4),
         groups=5,
-        explore=Exploration(noise_level=0.5, exclude_last_step=True, keep=keep, stochastic_steps=stochastic_steps),
+        explore=Exploration(noise_level=0.5, exclude_last_step=True, stochastic_steps=stochastic_steps),
         keep=lambda group: 0 < group.success.sum() < 4,
     )
 

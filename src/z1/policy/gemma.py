@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from z1.policy.config import ExpertConfig, VlmConfig
+from z1.policy.recompute import run_layer
 
 RMS_EPS = 1e-6
 ROPE_THETA = 10_000.0
@@ -212,6 +213,9 @@ class VlmLastLayer(nn.Module):
 class Vlm(nn.Module):
     """Token embeddings in, keys and values of every layer out."""
 
+    recompute = False
+    """Activation checkpointing, see ``run_layer``."""
+
     def __init__(self, config: VlmConfig) -> None:
         super().__init__()
         self.config = config
@@ -242,7 +246,7 @@ class Vlm(nn.Module):
         table = rotary(positions, self.config.head_dim)
         keys, values = [], []
         for layer in self.layers:
-            x, key, value = layer(x, table, bias)
+            x, key, value = run_layer(layer, x, table, bias, recompute=self.recompute)
             keys.append(key)
             values.append(value)
         key, value = self.last(x, table)
@@ -268,6 +272,9 @@ class ActionExpert(nn.Module):
     Every norm is adaptive: ``norm(x) * (1 + scale) + shift``, and a branch's result is multiplied by ``gate``. Scale,
     shift and gate of all norms depend on the time alone; they come from one matrix product, ``modulation``.
     """
+
+    recompute = False
+    """Activation checkpointing, see ``run_layer``."""
 
     def __init__(self, config: ExpertConfig, layout: VlmConfig) -> None:
         super().__init__()
@@ -301,13 +308,18 @@ class ActionExpert(nn.Module):
         """
         parts = modulation.view(-1, self.norms, 3, 1, x.shape[-1])
         scale, shift, gate = (1.0 + parts[:, :, 0]).unbind(1), parts[:, :, 1].unbind(1), parts[:, :, 2].unbind(1)
-        for i, layer in enumerate(self.layers):
+
+        def run(i: int, x: Tensor) -> Tensor:
+            layer = self.layers[i]
             assert isinstance(layer, ExpertLayer)
             query, key, value = layer.attention.project(modulate(x, scale[2 * i], shift[2 * i]), past.table)
             branch = layer.attention.out(past.attend(i, query, key, value))
             x = torch.addcmul(x, branch.to(x.dtype), gate[2 * i].to(x.dtype))
             branch = layer.mlp(modulate(x, scale[2 * i + 1], shift[2 * i + 1]))
-            x = torch.addcmul(x, branch.to(x.dtype), gate[2 * i + 1].to(x.dtype))
+            return torch.addcmul(x, branch.to(x.dtype), gate[2 * i + 1].to(x.dtype))
+
+        for i in range(len(self.layers)):
+            x = run_layer(run, i, x, recompute=self.recompute)
         return modulate(x, scale[-1], shift[-1])
 
 

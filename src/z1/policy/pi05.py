@@ -240,6 +240,10 @@ class Pi05(nn.Module):
         """Where the parameters are."""
         return self.action_in.weight.device
 
+    def recompute_activations(self, on: bool) -> None:
+        """Whether training keeps only what goes into each layer and computes the rest again in the backward pass."""
+        self.vision.recompute = self.vlm.recompute = self.expert.recompute = on
+
     def encode_prefix(self, inputs: ModelInput, *, trim: bool = True) -> PrefixCache:
         """Runs image encoder and VLM.
 

@@ -8,6 +8,7 @@ policy/
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -231,17 +232,19 @@ class Policy:
             result = np.clip(result, processor.action_low, processor.action_high)
         return result.astype(np.float32)
 
-    def save(self, path: Path | str, *, replace: bool = False) -> None:
+    def save(self, path: Path | str, *, replace: bool = False, tensors: Mapping[str, Tensor] | None = None) -> None:
         """Writes the policy's folder, in one move.
 
         Args:
             path: The folder.
             replace: Whether an existing folder is replaced.
+            tensors: Weights to write instead of the network's own, for example of a higher precision.
 
         Raises:
             RunFolderError: It exists already or cannot be written.
         """
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        tensors = self.model.state_dict() if tensors is None else tensors
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with atomic_folder(Path(path), replace=replace) as folder:
             save_file(tensors, folder / MODEL_FILE, metadata={"format": "pt"})
             (folder / self.tokenizer.file_name).write_bytes(self.tokenizer.serialised)
@@ -281,8 +284,12 @@ class Policy:
         except ConfigError as error:
             raise CheckpointError(f"{folder}: {error}") from None
 
-    def load_weights(self, path: Path | str) -> None:
+    def load_weights(self, path: Path | str, *, into: Mapping[str, Tensor] | None = None) -> None:
         """Overwrites the weights, in place, with those of a policy's folder.
+
+        Args:
+            path: The folder.
+            into: Tensors to overwrite instead of the network's own.
 
         Raises:
             CheckpointError: They are missing, damaged or of another size.
@@ -291,7 +298,7 @@ class Policy:
         _read_config_json(folder)
         files, rules = TensorFiles.of_folder(folder), own_rules(self.config)
         check_rules(files, rules)
-        read_into(self.model.state_dict(), files, rules)
+        read_into(self.model.state_dict() if into is None else into, files, rules)
 
 
 def read_settings(path: Path | str) -> tuple[PolicyConfig, ProcessorConfig]:

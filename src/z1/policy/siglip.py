@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from z1.policy.config import VisionConfig
+from z1.policy.recompute import run_layer
 
 LAYER_NORM_EPS = 1e-6
 
@@ -41,6 +42,9 @@ class VisionLayer(nn.Module):
 class VisionEncoder(nn.Module):
     """Images to tokens: patches, learned positions, layers, final norm."""
 
+    recompute = False
+    """Activation checkpointing, see ``run_layer``."""
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
@@ -66,5 +70,5 @@ class VisionEncoder(nn.Module):
         x = self.patch(patches.reshape(-1, grid * grid, 3 * patch * patch).to(self.patch.weight.dtype))
         x = (x + self.position).to(self.norm.weight.dtype)
         for layer in self.layers:
-            x = layer(x)
+            x = run_layer(layer, x, recompute=self.recompute)
         return self.norm(x)

@@ -22,6 +22,7 @@ import torch
 from z1.config import ActingConfig
 from z1.errors import ConfigError, SimulatorError
 from z1.policy.policy import Policy
+from z1.policy.prefix_cache import PrefixStore
 from z1.policy.sampler import sample_chunk
 from z1.rollout.groups import Episode, RolloutCost, RolloutGroup, Rollouts, Tick
 from z1.rollout.tree import BranchPlan, Segment
@@ -42,12 +43,10 @@ class Exploration:
         stochastic_steps: M, how many of a chunk's denoise steps are stochastic.
         exclude_last_step: Whether the last denoise step is never stochastic.
         group_noise: Whether all members of a group start a chunk from the same initial noise.
-        keep: What later training needs: the VLM ``prefix`` (VLM frozen) or the model ``inputs`` (VLM trains).
     """
 
     noise_level: float
     exclude_last_step: bool
-    keep: str
     stochastic_steps: int = 1
     group_noise: bool = False
 
@@ -116,6 +115,7 @@ class Collector:
         policy: The policy; its processor must name the pool's cameras.
         acting: Denoise steps and chunk length.
         live_members: Most members that run at the same time.
+        store: Where the VLM prefixes go that training needs; None: the model inputs are kept (the VLM trains).
         on_tick: Called after each tick with (env steps so far, groups finished so far).
     """
 
@@ -126,6 +126,7 @@ class Collector:
         acting: ActingConfig,
         *,
         live_members: int,
+        store: PrefixStore | None = None,
         on_tick: Callable[[int, int], None] | None = None,
     ) -> None:
         check_chunk_length(policy, acting)
@@ -133,6 +134,7 @@ class Collector:
         self._policy = policy
         self._acting = acting
         self._live_members = live_members
+        self._store = store
         self._on_tick = on_tick
         self._origins = 0
 
@@ -190,7 +192,9 @@ class Collector:
                     live.remove(group)
                     segments = tuple(sorted(group.segments, key=Segment.sort_key))
                     done = RolloutGroup(scene=group.scene, episodes=tuple(group.episodes), segments=segments)
-                    finished.append((group.order, keep(done), done))
+                    finished.append((group.order, kept := keep(done), done))
+                    if not kept:
+                        _give_up(done, ticks)
                 if self._on_tick is not None:
                     self._on_tick(cost.env_steps, len(finished))
         finished.sort(key=lambda entry: entry[0])
@@ -323,6 +327,7 @@ class Collector:
         distinct, inverse = _distinct_observations(branches)
         inputs = policy.prepare(observations.rows(distinct))
         prefix = policy.model.encode_prefix(inputs)
+        stored = self._store.add(prefix, inputs) if self._store is not None and explore is not None else None
         if len(distinct) < len(branches):
             prefix = prefix.rows(torch.from_numpy(inverse))
         noise, sde_index, sde_noise = _draw(branches, seeds, address, policy, steps, explore)
@@ -342,15 +347,24 @@ class Collector:
         cost.vlm_prefixes += len(distinct)
         cost.chunks += len(branches)
         cost.denoise_steps += steps * len(branches)
-        keeps_inputs = explore is not None and explore.keep == "inputs"
+        keeps_inputs = explore is not None and self._store is None
         tick = Tick(
-            prefix=prefix if explore is not None and not keeps_inputs else None,
+            prefix=None if stored is None else stored.rows(torch.from_numpy(inverse)),
             inputs=inputs.rows(torch.from_numpy(inverse)) if keeps_inputs else None,
             sample=sample,
             executed_actions=policy.normalize_actions(actions),
             executed=torch.zeros(len(branches), dtype=torch.int64),
         )
         return tick, actions
+
+
+def _give_up(group: RolloutGroup, ticks: list[Tick]) -> None:
+    """Frees the stored VLM prefixes of a group that is not trained on."""
+    for segment in group.segments:
+        for number, row in segment.places:
+            prefix = ticks[number].prefix
+            if prefix is not None:
+                prefix.store.release([int(prefix.ids[row])])
 
 
 def _distinct_observations(branches: list[_Branch]) -> tuple[np.ndarray, np.ndarray]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from z1.policy.pi05 import ModelInput, PrefixCache
+from z1.policy.pi05 import ModelInput
+from z1.policy.prefix_cache import PrefixStore, StoredPrefixes
 from z1.policy.sampler import SampledChunk
 from z1.rollout.tree import Segment, SegmentWeights, membership, parents
 from z1.types import Scene
@@ -21,14 +21,14 @@ class Tick:
     """One policy call for B branches and what the simulator did with their chunks.
 
     Attributes:
-        prefix: VLM prefix of each row, or None when prefixes are not kept.
+        prefix: VLM prefix of each row, in a store, or None when prefixes are not kept.
         inputs: Model input of each row, or None when inputs are not kept.
         sample: The sampled chunks, B rows.
         executed_actions: float32 ``[B, H, D]``, the env actions after clipping, normalised and padded again.
         executed: int64 ``[B]``, env steps executed of each chunk.
     """
 
-    prefix: PrefixCache | None
+    prefix: StoredPrefixes | None
     inputs: ModelInput | None
     sample: SampledChunk
     executed_actions: Tensor
@@ -166,7 +166,7 @@ class TrainingBatch:
     """Chunks to train on. N rows, each with M stochastic denoise steps.
 
     Attributes:
-        prefix: VLM prefix of each row; None when the VLM trains.
+        prefix: VLM prefix of each row, in a store; None when the VLM trains.
         inputs: Model input of each row; None when the VLM is frozen.
         x_t: float32 ``[N, M, H, D]``, state before each stochastic denoise step.
         x_next: float32 ``[N, M, H, D]``, state after it.
@@ -179,7 +179,7 @@ class TrainingBatch:
         members: float32 ``[N]``, number of members that the chunk counts for; the denominator of a loss is their sum.
     """
 
-    prefix: PrefixCache | None
+    prefix: StoredPrefixes | None
     inputs: ModelInput | None
     x_t: Tensor
     x_next: Tensor
@@ -216,37 +216,42 @@ class TrainingBatch:
         prefixes = [part.prefix for part in parts if part.prefix is not None]
         inputs = [part.inputs for part in parts if part.inputs is not None]
         return TrainingBatch(
-            prefix=PrefixCache.concat(prefixes) if prefixes else None,
+            prefix=StoredPrefixes.concat(prefixes) if prefixes else None,
             inputs=ModelInput.concat(inputs) if inputs else None,
             **{name: torch.cat([getattr(part, name) for part in parts]) for name in _ROW_TENSORS},
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """All there is as tensors by name, read back by ``of_tensors``."""
-        nested = {"prefix": self.prefix, "inputs": self.inputs}
-        return {name: getattr(self, name) for name in _ROW_TENSORS} | {
-            f"{part}.{f.name}": torch.as_tensor(getattr(value, f.name))
-            for part, value in nested.items()
-            if value is not None
-            for f in fields(value)
-        }
+        """All there is as tensors by name, read back by ``of_tensors``; of stored prefixes only their numbers."""
+        tensors = {name: getattr(self, name) for name in _ROW_TENSORS}
+        if self.prefix is not None:
+            tensors |= {f"prefix.{name}": torch.as_tensor(getattr(self.prefix, name)) for name in _STORED}
+        if self.inputs is not None:
+            tensors |= {f"inputs.{f.name}": getattr(self.inputs, f.name) for f in fields(ModelInput)}
+        return tensors
 
     @classmethod
-    def of_tensors(cls, tensors: dict[str, Tensor]) -> TrainingBatch:
-        """The batch that ``tensors`` describes."""
-
-        def nested(part: str) -> dict[str, Any]:
-            return {k.removeprefix(f"{part}."): t for k, t in tensors.items() if k.startswith(f"{part}.")}
-
-        prefix, inputs = nested("prefix"), nested("inputs")
+    def of_tensors(cls, tensors: dict[str, Tensor], store: PrefixStore | None) -> TrainingBatch:
+        """The batch that ``tensors`` describes, with its prefixes in a store."""
+        prefix = None
+        if "prefix.ids" in tensors:
+            assert store is not None
+            prefix = StoredPrefixes(
+                store=store,
+                ids=tensors["prefix.ids"].cpu(),
+                length=int(tensors["prefix.length"]),
+                full=bool(tensors["prefix.full"]),
+            )
+        inputs = {k.removeprefix("inputs."): t for k, t in tensors.items() if k.startswith("inputs.")}
         return cls(
-            prefix=PrefixCache(**{**prefix, "full": bool(prefix["full"])}) if prefix else None,
+            prefix=prefix,
             inputs=ModelInput(**inputs) if inputs else None,
             **{name: tensors[name] for name in _ROW_TENSORS},
         )
 
 
 _ROW_TENSORS = tuple(f.name for f in fields(TrainingBatch) if f.name not in ("prefix", "inputs"))
+_STORED = ("ids", "length", "full")
 
 
 def build_training_batch(
@@ -287,7 +292,7 @@ def build_training_batch(
     positive, negative, members = torch.tensor(counts, dtype=torch.float32, device=device).unbind(1)
     keeps_prefix = ticks[used[0][0]].prefix is not None
     return TrainingBatch(
-        prefix=PrefixCache.concat([ticks[t].prefix.rows(rows) for t, rows in used]).rows(inverse)
+        prefix=StoredPrefixes.concat([ticks[t].prefix.rows(rows) for t, rows in used]).rows(inverse)
         if keeps_prefix
         else None,
         inputs=None

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from z1.errors import CheckpointError
 from z1.files import atomic_folder, read_json, write_json
 from z1.policy.policy import Policy
+from z1.train.trained import TrainedWeights
 
-FORMAT = "z1.training-state/2"
+FORMAT = "z1.training-state/3"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class TrainingState:
 def save_checkpoint(
     path: Path,
     policy: Policy,
+    trained: TrainedWeights,
     optimizer: torch.optim.Optimizer,
     state: TrainingState,
     *,
@@ -48,7 +50,8 @@ def save_checkpoint(
 
     Args:
         path: Folder of the checkpoint.
-        policy: Weights and processor, as a policy folder ``policy/`` that every command can load.
+        policy: Sizes and processor of the policy folder ``policy/``, which every command can load.
+        trained: Its weights.
         optimizer: Its tensors go to ``optimizer.safetensors``.
         state: Everything else.
         extra_tensors: Further tensors, for example averaged weights, kept in ``extra.safetensors``.
@@ -58,20 +61,21 @@ def save_checkpoint(
     """
     tensors, groups = _flatten(optimizer.state_dict())
     with atomic_folder(path, replace=True) as folder:
-        policy.save(folder / "policy")
+        policy.save(folder / "policy", tensors=trained.tensors())
         save_file(tensors, folder / "optimizer.safetensors")
         save_file({k: v.contiguous() for k, v in (extra_tensors or {}).items()}, folder / "extra.safetensors")
         write_json(folder / "state.json", {"format": FORMAT, "optimizer_groups": groups, **asdict(state)})
 
 
 def load_checkpoint(
-    path: Path, policy: Policy, optimizer: torch.optim.Optimizer
+    path: Path, policy: Policy, trained: TrainedWeights, optimizer: torch.optim.Optimizer
 ) -> tuple[TrainingState, dict[str, torch.Tensor]]:
     """Puts a checkpoint back into a policy and its optimizer, bit for bit.
 
     Args:
         path: Folder that ``save_checkpoint`` wrote.
         policy: Policy of the same shape; its weights are overwritten.
+        trained: What trains of it, likewise.
         optimizer: Optimizer over the same parameters; its state is overwritten.
 
     Returns:
@@ -84,7 +88,8 @@ def load_checkpoint(
     found = data.get("format") if isinstance(data, dict) else None
     if found != FORMAT:
         raise CheckpointError(f"{path / 'state.json'} has format {found!r}; expected {FORMAT!r}")
-    policy.load_weights(path / "policy")
+    policy.load_weights(path / "policy", into=trained.tensors())
+    trained.publish()
     try:
         tensors = load_file(path / "optimizer.safetensors")
         extra = load_file(path / "extra.safetensors")

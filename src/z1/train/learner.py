@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from z1.config import UpdateConfig
+from z1.config import Precision, UpdateConfig
 from z1.errors import ConfigError
 from z1.policy.pi05 import PrefixCache
 from z1.policy.policy import Policy
-from z1.policy.trainable import parameter_groups
 from z1.rollout.groups import TrainingBatch
 from z1.seeding import Seeds
 from z1.train.objectives import Objective
+from z1.train.trained import TrainedWeights
 
 SIGNAL = 1e-6
 """Smallest summed advantage of a chunk that counts as a signal; z-scores add up to zero only up to rounding."""
@@ -80,19 +82,31 @@ class Learner:
         objective: What is optimised.
         update: Settings.
         seeds: The run's random streams.
+        precision: What the network computes in; see ``TrainedWeights``.
     """
 
-    def __init__(self, policy: Policy, objective: Objective, update: UpdateConfig, seeds: Seeds) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        objective: Objective,
+        update: UpdateConfig,
+        seeds: Seeds,
+        *,
+        precision: Precision = "float32",
+    ) -> None:
         self.policy = policy
         self.objective = objective
         self._update = update
         self._seeds = seeds
-        groups = parameter_groups(
+        self.trained = TrainedWeights(
             policy.model,
             update.mode,
+            precision=precision,
             learning_rate=update.learning_rate,
             vlm_learning_rate=update.vlm_learning_rate or update.learning_rate,
         )
+        policy.model.recompute_activations(update.recompute_activations)
+        groups = self.trained.groups
         self._base_rates = [group["lr"] for group in groups]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=update.weight_decay)
 
@@ -137,12 +151,14 @@ class Learner:
                     if settings.shorten_last_step:
                         last_step = _Step(self._trained(), kl=result.kl / len(index))
                     self.optimizer.step()
+                    self.trained.publish()
                     steps += 1
                 self.optimizer.zero_grad(set_to_none=True)
             if stop:
                 break
         if stop and last_step is not None:
             scale = last_step.shorten(passes[-1].kl / len(index), settings.target_kl)
+            self.trained.publish()
             passes[-1] = self._measure(batch, index, passes[-1].grad_norm)
         last_count = len(index)
         return UpdateStats(
@@ -192,11 +208,27 @@ class Learner:
             )
 
     def prefix(self, rows: TrainingBatch) -> PrefixCache:
-        """The rows' VLM prefix: the cached one of a frozen VLM, or computed with gradient."""
+        """The rows' VLM prefix: the stored one of a frozen VLM, or computed with gradient."""
+        return self._request(rows)()
+
+    def _request(self, rows: TrainingBatch) -> Callable[[], PrefixCache]:
+        """``prefix`` in two steps: copies from host memory begin at once, what is to be computed waits for the call."""
         if rows.prefix is not None:
-            return rows.prefix
+            return rows.prefix.begin().result
         assert rows.inputs is not None
-        return self.policy.model.encode_prefix(rows.inputs)
+        return partial(self.policy.model.encode_prefix, rows.inputs)
+
+    def _parts(self, batch: TrainingBatch, index: Tensor) -> Iterator[tuple[Tensor, TrainingBatch, PrefixCache]]:
+        """A minibatch's microbatches, with the prefixes of the next one on their way while one computes."""
+        parts = index.split(self._update.microbatch)
+        rows = batch.rows(parts[0])
+        request = self._request(rows)
+        for part, following in zip(parts, [*parts[1:], None], strict=True):
+            current, prefix = rows, request()
+            if following is not None:
+                rows = batch.rows(following)
+                request = self._request(rows)
+            yield part, current, prefix
 
     def _backward(self, batch: TrainingBatch, index: Tensor, address: tuple[str | int, ...]) -> _Pass:
         """Accumulates the gradient of a minibatch and clips it."""
@@ -210,11 +242,8 @@ class Learner:
         """Sums over a minibatch; accumulates its gradient where gradients are on."""
         result = _Pass()
         denominator = self.objective.denominator(batch, index)
-        for number, part in enumerate(index.split(self._update.microbatch)):
-            rows = batch.rows(part)
-            terms = self.objective.terms(
-                self.policy.model, rows, part, self.prefix(rows), (*address, "microbatch", number)
-            )
+        for number, (part, rows, prefix) in enumerate(self._parts(batch, index)):
+            terms = self.objective.terms(self.policy.model, rows, part, prefix, (*address, "microbatch", number))
             loss = terms.loss / denominator
             if loss.requires_grad:
                 loss.backward()

@@ -18,6 +18,7 @@ from z1.algo.loss import advantage_weights, approx_kl, clipped_fraction, clipped
 from z1.config import ActingConfig, RolloutConfig, UpdateConfig
 from z1.policy import flow
 from z1.policy.pi05 import Pi05, PrefixCache
+from z1.policy.prefix_cache import PrefixStore
 from z1.policy.sampler import chunk_log_prob
 from z1.rollout.groups import TrainingBatch
 from z1.seeding import Seeds
@@ -90,8 +91,11 @@ class Objective(Protocol):
     def state(self) -> dict[str, Tensor]:
         """What an exact resume needs besides weights and optimizer."""
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Puts back what ``state`` gave."""
+    def load_state(self, tensors: dict[str, Tensor], store: PrefixStore | None) -> None:
+        """Puts back what ``state`` gave; stored prefixes are in ``store``."""
+
+    def remembered(self) -> list[TrainingBatch]:
+        """Chunks that later updates will train on again."""
 
 
 class Grpo:
@@ -171,8 +175,12 @@ class Grpo:
         """Nothing: an update depends on its own iteration only."""
         return {}
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
+    def load_state(self, tensors: dict[str, Tensor], store: PrefixStore | None) -> None:
         """Nothing to put back."""
+
+    def remembered(self) -> list[TrainingBatch]:
+        """Nothing."""
+        return []
 
 
 class FlowRegression:
@@ -230,7 +238,7 @@ class FlowRegression:
             noise, time = self._noise_and_time(batch, (*address, "repel", draw))
             velocity = torch.zeros_like(noise)
             for micro in microbatches:
-                index = micro[batch.negative[micro] < 0]
+                index = micro[(batch.negative[micro] < 0).cpu()]
                 if not len(index):
                     continue
                 rows = batch.rows(index)
@@ -273,11 +281,17 @@ class FlowRegression:
         """The recent iterations' chunks, for a checkpoint."""
         return {f"{n}.{name}": t for n, batch in enumerate(self._recent) for name, t in batch.tensors().items()}
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Puts back what ``state`` gave."""
+    def remembered(self) -> list[TrainingBatch]:
+        """The recent iterations' chunks."""
+        return self._recent
+
+    def load_state(self, tensors: dict[str, Tensor], store: PrefixStore | None) -> None:
+        """Puts back what ``state`` gave; stored prefixes are in ``store``."""
         numbers = sorted({int(name.split(".", 1)[0]) for name in tensors})
         self._recent = [
-            TrainingBatch.of_tensors({k.split(".", 1)[1]: t for k, t in tensors.items() if k.startswith(f"{n}.")})
+            TrainingBatch.of_tensors(
+                {k.split(".", 1)[1]: t for k, t in tensors.items() if k.startswith(f"{n}.")}, store
+            )
             for n in numbers
         ]
 

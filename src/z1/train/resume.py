@@ -19,6 +19,8 @@ RL_MAY_CHANGE = (
     "device",
     "sim.hosts",
     "sim.timeout_s",
+    "update.prefix_device_gb",
+    "update.prefix_host_gb",
 )
 """Settings that a resumed RL run may change: they say how far and where it runs, not what it computes."""
 

@@ -17,10 +17,10 @@ from z1.data.lerobot import LeRobotDataset
 from z1.errors import CheckpointError, ConfigError
 from z1.policy import flow
 from z1.policy.policy import Policy
-from z1.policy.trainable import parameter_groups
 from z1.seeding import Seeds
 from z1.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from z1.train.metrics import MetricsWriter, completed, read_metrics
+from z1.train.trained import TrainedWeights
 from z1.types import Observations
 
 LAST, BEST = "checkpoints/last", "checkpoints/best"
@@ -90,16 +90,18 @@ class SftTrainer:
         self._seeds = Seeds(config.seed)
         self._frames = Frames.of(dataset, policy.processor.cameras)
         self._train, self._held_out = self._split()
-        groups = parameter_groups(
+        self.trained = TrainedWeights(
             policy.model,
             config.mode,
+            precision=config.precision,
             learning_rate=config.learning_rate,
             vlm_learning_rate=config.learning_rate,
         )
+        policy.model.recompute_activations(config.recompute_activations)
+        groups = self.trained.groups
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=config.weight_decay)
         self._parameters = [p for group in groups for p in group["params"]]
-        self._names = {id(p): name for name, p in policy.model.named_parameters()}
-        self._average = [p.detach().clone() for p in self._parameters] if config.ema_decay else []
+        self._average = {n: p.detach().clone() for n, p in self.trained.by_name.items()} if config.ema_decay else {}
         self.state = TrainingState(step=0, best=None, best_step=-1, totals={})
 
     def run(self) -> TrainingState:
@@ -137,17 +139,17 @@ class SftTrainer:
         path = self.folder / LAST
         if not path.exists() and not self._has_validated():
             return
-        self.state, extra = load_checkpoint(path, self.policy, self.optimizer)
+        self.state, extra = load_checkpoint(path, self.policy, self.trained, self.optimizer)
         if self._average:
             try:
-                self._average = [extra[self._names[id(p)]].to(p.device) for p in self._parameters]
+                self._average = {name: extra[name].to(old.device) for name, old in self._average.items()}
             except KeyError as error:
                 raise CheckpointError(f"{path} has no averaged weights of {error}; use an older checkpoint") from None
 
     def finish(self) -> Path:
         """Saves the final weights (averaged ones when ``ema_decay`` is set) as ``policy/`` of the run folder."""
         with self._averaged_weights():
-            self.policy.save(self.folder / "policy", replace=True)
+            self.policy.save(self.folder / "policy", replace=True, tensors=self.trained.tensors())
         return self.folder / "policy"
 
     def _has_validated(self) -> bool:
@@ -208,10 +210,10 @@ class SftTrainer:
                 f"start a new run with a lower learning_rate (it is {self.config.learning_rate:g})"
             )
         self.optimizer.step()
+        self.trained.publish()
         self.optimizer.zero_grad(set_to_none=True)
-        decay = self.config.ema_decay
-        for average, parameter in zip(self._average, self._parameters, strict=False):
-            average.lerp_(parameter.detach(), 1.0 - decay)
+        for name, average in self._average.items():
+            average.lerp_(self.trained.by_name[name].detach(), 1.0 - self.config.ema_decay)
         return value, norm_value
 
     def _loss(self, observations: Observations, index: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
@@ -234,9 +236,10 @@ class SftTrainer:
                 record["sft/validation_loss"] = loss
                 if self.state.best is None or loss < self.state.best:
                     self.state.best, self.state.best_step = loss, self.state.step
-                    save_checkpoint(self.folder / BEST, self.policy, self.optimizer, self.state)
-        averages = {self._names[id(p)]: a for p, a in zip(self._parameters, self._average, strict=False)}
-        save_checkpoint(self.folder / LAST, self.policy, self.optimizer, self.state, extra_tensors=averages)
+                    save_checkpoint(self.folder / BEST, self.policy, self.trained, self.optimizer, self.state)
+        save_checkpoint(
+            self.folder / LAST, self.policy, self.trained, self.optimizer, self.state, extra_tensors=self._average
+        )
         return record
 
     @torch.no_grad()
@@ -249,20 +252,23 @@ class SftTrainer:
         return sum(losses) / len(index)
 
     def _averaged_weights(self) -> _Swapped:
-        return _Swapped(self._parameters, self._average)
+        return _Swapped(self.trained, self._average)
 
 
 class _Swapped:
     """Holds averaged weights in the model while the block runs; does nothing without averages."""
 
-    def __init__(self, parameters: list[torch.nn.Parameter], average: list[torch.Tensor]) -> None:
-        self._pairs = list(zip(parameters, average, strict=False))
+    def __init__(self, trained: TrainedWeights, average: dict[str, torch.Tensor]) -> None:
+        self._trained, self._average = trained, average
 
+    @torch.no_grad()
     def _swap(self) -> None:
-        for parameter, average in self._pairs:
-            kept = parameter.data.clone()
-            parameter.data.copy_(average)
+        for name, average in self._average.items():
+            parameter = self._trained.by_name[name]
+            kept = parameter.detach().clone()
+            parameter.copy_(average)
             average.copy_(kept)
+        self._trained.publish()
 
     def __enter__(self) -> None:
         self._swap()

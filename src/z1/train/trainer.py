@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from z1.algo.advantage import GroupFilter
-from z1.config import RlConfig, require
+from z1.config import RlConfig, UpdateConfig, require
 from z1.eval.evaluate import EpisodeResult, evaluate_policy
 from z1.eval.stats import wilson
 from z1.files import atomic_folder
+from z1.machine import GIB, memory_gib
 from z1.policy.policy import Policy
+from z1.policy.prefix_cache import PrefixCounters, PrefixStore
 from z1.rollout.collector import Collector, Exploration
 from z1.rollout.groups import RolloutCost, RolloutGroup, Rollouts, TrainingBatch, build_training_batch
 from z1.rollout.prefix import PrefixSchedule
@@ -84,7 +86,8 @@ class Trainer:
         objective = make_objective(
             config.update, config.acting, config.rollout, action_dim=policy.processor.action_dim, seeds=self.seeds
         )
-        self.learner = Learner(policy, objective, config.update, self.seeds)
+        self.learner = Learner(policy, objective, config.update, self.seeds, precision=config.precision)
+        self.store = prefix_store(policy, config.update)
         self._filter = GroupFilter(low=config.rollout.filter_low, high=config.rollout.filter_high)
         chunks = -(-pool.horizon // config.acting.chunk_length)
         require(
@@ -106,11 +109,13 @@ class Trainer:
             prefix = self.schedule.prefix(self.progress)
             rollouts = self.collect(iteration, prefix)
             batch = self.score(rollouts)
+            held = self._keep_prefixes(batch)
             stats = self.update(batch, iteration)
+            self._keep_prefixes(None)
             self.schedule.observe(rollouts.groups)
             self.scenes.observe(rollouts.groups)
             self.state.step = iteration + 1
-            record = self._record(iteration, rollouts, stats) | {"rollout/prefix": prefix}
+            record = self._record(iteration, rollouts, stats) | {"rollout/prefix": prefix} | held
             before = self.state.totals.get("cost/env_steps", 0)
             self._count(rollouts.cost, stats)
             self.state.totals["time/total_s"] = time.perf_counter() - began
@@ -131,9 +136,13 @@ class Trainer:
         """
         if not (self.folder / LAST).exists() and not (self.folder / "metrics.jsonl").exists():
             return
-        self.state, extra = load_checkpoint(self.folder / LAST, self.policy, self.learner.optimizer)
+        self.state, extra = load_checkpoint(
+            self.folder / LAST, self.policy, self.learner.trained, self.learner.optimizer
+        )
         kept = _unprefixed(extra, "objective")
-        self.learner.objective.load_state({name: t.to(self.policy.device) for name, t in kept.items()})
+        if self.store is not None:
+            self.store.load_state(_unprefixed(extra, "store"))
+        self.learner.objective.load_state({name: t.to(self.policy.device) for name, t in kept.items()}, self.store)
         for name, part in (("schedule", self.schedule), ("scenes", self.scenes)):
             part.load_state({key: t.numpy() for key, t in _unprefixed(extra, name).items()})
 
@@ -159,6 +168,7 @@ class Trainer:
             self.policy,
             self.config.acting,
             live_members=settings.live_members,
+            store=self.store,
             on_tick=lambda steps, groups: self._on_progress(
                 Progress(phase="rollout", iteration=iteration, detail=f"{groups} groups, {steps} env steps")
             ),
@@ -174,7 +184,6 @@ class Trainer:
                 stochastic_steps=settings.stochastic_steps,
                 group_noise=settings.initial_noise == "group",
                 exclude_last_step=settings.exclude_last_step,
-                keep="prefix" if self.config.update.mode == "expert" else "inputs",
             ),
             keep=self.keeps,
             max_env_steps=self._env_steps_left(),
@@ -208,6 +217,22 @@ class Trainer:
             return None
         self._on_progress(Progress(phase="update", iteration=iteration, detail=f"{len(batch)} chunks"))
         return self.learner.update(batch, iteration)
+
+    def _keep_prefixes(self, batch: TrainingBatch | None) -> dict[str, float]:
+        """Gives up the stored VLM prefixes of all but a batch and what the objective remembers.
+
+        Returns:
+            What the store then holds, as metrics.
+        """
+        if self.store is None:
+            return {}
+        batches = [*self.learner.objective.remembered(), *([batch] if batch is not None else [])]
+        self.store.retain(number for b in batches if b.prefix is not None for number in b.prefix.ids.tolist())
+        return {
+            "rollout/prefix_observations": len(self.store),
+            "rollout/prefix_device_bytes": self.store.device_bytes,
+            "rollout/prefix_host_bytes": self.store.host_bytes,
+        }
 
     def validate(self, iteration: int) -> dict[str, float]:
         """Evaluates on the validation scenes, and keeps the policy when it is the best so far."""
@@ -278,6 +303,7 @@ class Trainer:
         save_checkpoint(
             self.folder / name,
             self.policy,
+            self.learner.trained,
             self.learner.optimizer,
             self.state,
             extra_tensors=self._extra() if name == LAST else None,
@@ -288,7 +314,15 @@ class Trainer:
         arrays = {f"schedule.{name}": array for name, array in self.schedule.state().items()}
         arrays |= {f"scenes.{name}": array for name, array in self.scenes.state().items()}
         objective = {f"objective.{name}": t for name, t in self.learner.objective.state().items()}
-        return objective | {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return objective | self._stored() | {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _stored(self) -> dict[str, Tensor]:
+        """The stored VLM prefixes that the objective remembers."""
+        if self.store is None:
+            return {}
+        prefixes = (batch.prefix for batch in self.learner.objective.remembered())
+        ids = [number for prefix in prefixes if prefix is not None for number in prefix.ids.tolist()]
+        return {f"store.{name}": t for name, t in self.store.state(ids).items()}
 
     def _add(self, key: str, value: float) -> None:
         self.state.totals[key] = self.state.totals.get(key, 0) + value
@@ -298,6 +332,11 @@ class Trainer:
         for name in counts:
             self._add(f"cost/{name}", getattr(cost, name))
         self._add("cost/gradient_chunks", stats.gradient_chunks if stats else 0)
+        if self.store is not None:
+            hits, self.store.counters = self.store.counters, PrefixCounters()
+            self._add("cost/prefix_device_hits", hits.device_hits)
+            self._add("cost/prefix_host_hits", hits.host_hits)
+            self._add("cost/prefix_recomputed", hits.recomputed)
         self._add("time/rollout_s", cost.total_s)
         self._add("time/policy_s", cost.policy_s)
         self._add("time/overhead_s", cost.overhead_s)
@@ -338,6 +377,17 @@ class Trainer:
                 "update/acting_log_prob_gap": stats.acting_log_prob_gap,
             }
         return record
+
+
+def prefix_store(policy: Policy, update: UpdateConfig) -> PrefixStore | None:
+    """Where VLM prefixes are kept; None when the VLM trains."""
+    if update.mode != "expert":
+        return None
+    return PrefixStore(
+        policy.model,
+        device_bytes=int(update.prefix_device_gb * 1e9),
+        host_bytes=int(min(update.prefix_host_gb * 1e9, memory_gib() * GIB / 2)),
+    )
 
 
 def _unprefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
