@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_leaves
 from z1.errors import ConfigError
 from z1.policy.config import PolicyConfig
 from z1.policy.denoise import LENGTH_STEP, roomy
+from z1.policy.gemma import attend, mask_bias
+from z1.policy.past import attend_fused, attend_shared
 from z1.policy.pi05 import ModelInput, Pi05, PrefixCache
 from z1.policy.sampler import SampledChunk, chunk_log_prob, sample_chunk
 from z1.policy.speed import SpeedSettings
@@ -119,7 +121,10 @@ def test_appended_keys_under_autocast(model: Pi05) -> None:
         quick = sample(model, prefix, noise(P))
         model.speed = SpeedSettings(append_in_place=False)
         assert_equal(quick, sample(model, prefix, noise(P)))
+        shared = sample(model, prefix, noise(P * G))
+        copied = sample(model, prefix.repeated(P * G), noise(P * G))
     assert prefix.keys.dtype == torch.bfloat16
+    assert float((shared.actions - copied.actions).abs().max()) < 0.02 * float(copied.actions.abs().max())
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -170,7 +175,34 @@ def test_log_probs_of_rows_that_share_a_prefix(model: Pi05) -> None:
         executed_mask=torch.ones(rows, TINY.horizon, dtype=torch.bool),
         action_dim=3,
     )
-    assert torch.equal(recomputed.detach(), drawn.log_prob)
+    torch.testing.assert_close(recomputed.detach(), drawn.log_prob, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("prefixes", [1, P])
+def test_attention_in_two_parts(masked: bool, kv_heads: int, prefixes: int) -> None:
+    """With scores, and fused, against attention to copied and joined keys."""
+    rng, heads, dim, horizon, length = generator(9), 4, 16, 5, 11
+    rows = prefixes * G
+    query, key, value, past_key, past_value = (
+        torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+        for shape in [
+            (rows, horizon, heads, dim),
+            *[(rows, horizon, kv_heads, dim)] * 2,
+            *[(prefixes, length, kv_heads, dim)] * 2,
+        ]
+    )
+    mask = torch.arange(length)[None] < torch.arange(length - prefixes + 1, length + 1)[:, None] - 2
+    copied_mask = torch.nn.functional.pad(mask, (0, horizon), value=True).repeat_interleave(G, 0)
+    copied = [torch.cat((a.repeat_interleave(G, 0), b), 1) for a, b in ((past_key, key), (past_value, value))]
+    expected = attend(query, *copied, mask_bias(copied_mask) if masked else None)
+    bias = mask_bias(mask) if masked else None
+    for function in (attend_shared, attend_fused):
+        ours = function(query, past_key, past_value, key, value, bias)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=2e-6)
+        other = function(query, past_key, past_value.flip(1), key, value, bias)
+        assert float((other - expected).abs().max()) > 0.01
 
 
 def test_rows_must_be_a_multiple_of_the_prefixes(model: Pi05) -> None:
@@ -194,6 +226,10 @@ def test_gradients_through_a_shared_prefix(model: Pi05, masked: bool) -> None:
         return found
 
     shared, copied = gradients(SpeedSettings()), gradients(SpeedSettings(share_prefix=False))
+    model.recompute_activations(True)
+    again = gradients(SpeedSettings())
+    model.recompute_activations(False)
+    assert all(torch.equal(again[name], ours) for name, ours in shared.items())
     assert shared.keys() == copied.keys() == dict(model.named_parameters()).keys()
     for name, theirs in copied.items():
         torch.testing.assert_close(shared[name], theirs, rtol=1e-4, atol=1e-6 + 1e-5 * float(theirs.abs().max()))

@@ -11,10 +11,10 @@ from typing import Literal, get_args
 
 from z1.policy.config import PolicyConfig
 
-Update = Literal[
+Kind = Literal[
     "reference joint", "reference expert", "split joint", "split joint checkpointed", "split expert", "cached expert"
 ]
-UPDATES: tuple[Update, ...] = get_args(Update)
+UPDATES: tuple[Kind, ...] = get_args(Kind)
 
 TERA, GIGA = 1e12, 1e9
 
@@ -156,7 +156,15 @@ class CostModel:
         times = self.modulation + 4.0 * width**2 if modulation else 0.0
         return self.horizon * self.action_token + attention + ends + times
 
-    def update(self, kind: Update) -> Passes:
+    def sample(self, steps: int) -> float:
+        """Operations of encoding an observation and denoising a chunk.
+
+        Args:
+            steps: K.
+        """
+        return self.prefix() + steps * self.step()
+
+    def update(self, kind: Kind) -> Passes:
         """Operations of forward and backward pass, one denoise step per chunk.
 
         ``reference``: prefix and action tokens in one graph with the tail, as LeRobot and RLinf run it; a frozen VLM is

@@ -2,7 +2,7 @@
 
 ``JoinedPast`` joins prefix and action tokens anew in every layer; differentiable. ``AppendedPast`` has room for the
 action tokens behind the prefix and writes them in place. ``SharedPast`` attends to prefix and action tokens in two
-parts under one softmax, so that several rows need one copy of their common prefix; differentiable.
+parts under one softmax, so that several rows need one copy of their common prefix; differentiable unless fused.
 """
 
 from __future__ import annotations
@@ -123,7 +123,15 @@ class SharedPast:
     """Prefixes that G rows each have in common: row ``i`` has prefix ``i // G``."""
 
     def __init__(
-        self, keys: Tensor, values: Tensor, mask: Tensor | None, rows: int, horizon: int, layout: VlmConfig
+        self,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        rows: int,
+        horizon: int,
+        layout: VlmConfig,
+        *,
+        fused: bool = False,
     ) -> None:
         """Takes the prefixes as they are.
 
@@ -134,11 +142,13 @@ class SharedPast:
             rows: B, a multiple of P.
             horizon: H.
             layout: Of the attention.
+            fused: Whether attention kernels are used that write no scores, where there are any; not differentiable.
         """
         prefixes, depth, length, _ = keys.shape
         assert rows % prefixes == 0, (rows, prefixes)
         shape = (prefixes, depth, length, layout.kv_heads, layout.head_dim)
         self._horizon, self._layout, self._members = horizon, layout, rows // prefixes
+        self._fused = fused
         self._keys, self._values = keys.view(shape), values.view(shape)
         self._bias = None if mask is None else mask_bias(mask)
         self.table = self._suffix_table(mask, length, keys.device)
@@ -171,6 +181,8 @@ class SharedPast:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See ``z1.policy.gemma.Past``."""
         past_key, past_value = self._keys[:, layer].to(key.dtype), self._values[:, layer].to(value.dtype)
+        if self._fused and has_fused(query, self._bias):
+            return attend_fused(query, past_key, past_value, key, value, self._bias)
         return attend_shared(query, past_key, past_value, key, value, self._bias)
 
 
@@ -218,3 +230,46 @@ def attend_shared(
     mixed = mixed + (own_weights @ own_value).view(mixed.shape)
     mixed = mixed.view(prefixes, kv_heads, members, horizon, share, dim).permute(0, 2, 3, 1, 4, 5)
     return mixed.reshape(rows, horizon, heads * dim)
+
+
+def has_fused(query: Tensor, bias: Tensor | None) -> bool:
+    """Whether there is a kernel that attends to part of the keys and says how much weight they have."""
+    if query.device.type == "cpu":
+        return True
+    return query.is_cuda and bias is None and query.dtype in (torch.float16, torch.bfloat16)
+
+
+def attend_fused(
+    query: Tensor, past_key: Tensor, past_value: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
+) -> Tensor:
+    """``attend_shared`` by two fused kernels, whose results are weighted by the sums of their exponentials.
+
+    Arguments and result as of ``attend_shared``; only where ``has_fused``.
+
+    Source: the merging of partial results in ring attention (arXiv 2310.01889).
+    """
+    rows, horizon, heads, dim = query.shape
+    prefixes, kv_heads, share = len(past_key), key.shape[2], heads // key.shape[2]
+
+    def part(count: int, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Attention of the queries in so many batches: ``[B, H, heads, dim]``, and its weight ``[B, H, heads, 1]``."""
+        split = (count, -1, kv_heads, share, dim)
+        folded = query.view(split).transpose(1, 2).reshape(count, kv_heads, -1, dim)
+        mixed, weight = _partial(folded, keys.transpose(1, 2), values.transpose(1, 2), bias)
+        mixed = mixed.reshape(count, kv_heads, -1, share, dim).transpose(1, 2)
+        weight = weight.reshape(count, kv_heads, -1, share, 1).transpose(1, 2)
+        return mixed.reshape(rows, horizon, heads, dim), weight.reshape(rows, horizon, heads, 1)
+
+    past, past_weight = part(prefixes, past_key, past_value, bias)
+    own, own_weight = part(rows, key, value, None)
+    return torch.lerp(own, past, torch.sigmoid(past_weight - own_weight).to(own.dtype)).flatten(2)
+
+
+def _partial(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention, and the logarithm of the sum of its exponentials."""
+    if query.is_cuda:
+        mixed, weight, *_ = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)
+    else:
+        mask = None if bias is None else bias.to(query.dtype)
+        mixed, weight = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=mask)
+    return mixed, weight

@@ -399,7 +399,7 @@ class Pi05(nn.Module):
         if speed.cuda_graph and rows * horizon <= speed.graph_tokens:
             return self._recording(prefix, x_t, modulation)
         if shared:
-            past: Past = SharedPast(*_contents(prefix), rows, horizon, layout)
+            past: Past = SharedPast(*_contents(prefix), rows, horizon, layout, fused=True)
         elif speed.append_in_place:
             past = self._room(prefix, rows, horizon, prefix.mask.shape[1], masked=not prefix.full)
             past.fill(*_contents(prefix))
@@ -424,7 +424,7 @@ class Pi05(nn.Module):
         shape = (len(prefix), layout.depth, length, layout.kv_heads * layout.head_dim)
         keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
         mask = torch.ones(len(prefix), length, dtype=torch.bool, device=device)
-        return SharedPast(keys, values, mask, rows, horizon, layout)
+        return SharedPast(keys, values, mask, rows, horizon, layout, fused=True)
 
     def _recording(self, prefix: PrefixCache, x_t: Tensor, modulation: Tensor) -> Velocity:
         """A recorded step, filled with prefixes."""
