@@ -52,6 +52,11 @@ ROLLOUTS: dict[str, dict[str, Any]] = {
         "prefix": 6,
         "advantage": "tree",
     },
+    "three, the group's initial noise, critic": {
+        "stochastic_steps": 3,
+        "initial_noise": "group",
+        "advantage": "critic",
+    },
 }
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "grpo": {"objective": "grpo"},
@@ -66,9 +71,9 @@ def group_gradients(trainer: Trainer, rollouts: Rollouts, update: UpdateConfig) 
     parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
     action_dim, acting = trainer.policy.processor.action_dim, trainer.config.acting
     rows = []
-    for number, group in enumerate(rollouts.kept):
+    for number, (group, weights) in enumerate(zip(rollouts.kept, trainer.weights(rollouts), strict=True)):
         objective = make_objective(update, acting, trainer.config.rollout, action_dim=action_dim, seeds=Seeds(0))
-        batch = build_training_batch((group,), [trainer.weights(group)], rollouts.ticks, acting.chunk_length)
+        batch = build_training_batch((group,), [weights], rollouts.ticks, acting.chunk_length)
         batch = objective.select(batch) if batch is not None else None
         if batch is None or not len(batch):
             continue
@@ -118,6 +123,7 @@ def main() -> None:
         with open_pool(policy, config.task, config.sim) as pool:
             trainer = Trainer(config, policy, pool, Path(options.out), MetricsWriter(Path(options.out).parent))
             rollouts = trainer.collect(0, config.rollout.prefix)
+            trainer.learn_values(rollouts, 0)
         for objective, changes in OBJECTIVES.items():
             began = time.perf_counter()
             estimate = signal_and_noise(group_gradients(trainer, rollouts, replace(config.update, **changes)))

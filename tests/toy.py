@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from z1.data.stats import compute_stats
 from z1.policy.config import PolicyConfig, ProcessorConfig
 from z1.policy.policy import Policy
+from z1.rollout.groups import RolloutGroup
+from z1.rollout.tree import ChunkWeights, SegmentWeights
 from z1.sims.spec import SimCounters
 from z1.types import ChunkOutcome, Observations, Scene, SimInfo
 
@@ -216,6 +219,11 @@ def toy_policy(seed: int = 0, config: PolicyConfig = CONFIG) -> Policy:
     return Policy.create(config, processor, seed=seed)
 
 
+def spread(groups: tuple[RolloutGroup, ...], weights: list[SegmentWeights]) -> list[ChunkWeights]:
+    """What the chunks of some groups count, from what their segments count."""
+    return [own.spread(group.segment_lengths) for group, own in zip(groups, weights, strict=True)]
+
+
 class ToyDemonstrations:
     """Hesitant demonstrations, with what ``SftTrainer`` asks of a dataset.
 
@@ -223,9 +231,22 @@ class ToyDemonstrations:
         episodes: How many.
         pace: Mean action towards the goal.
         spread: Standard deviation of the actions.
+        instruction: What all frames say.
+        name: Name of the folder.
     """
 
-    def __init__(self, *, episodes: int = 64, pace: float = 0.45, spread: float = 0.35) -> None:
+    def __init__(
+        self,
+        *,
+        episodes: int = 64,
+        pace: float = 0.45,
+        spread: float = 0.35,
+        instruction: str = INSTRUCTION,
+        name: str = "toy",
+    ) -> None:
+        self.path = Path(name)
+        self.fps = 10.0
+        self.tasks = [instruction]
         rng = np.random.Generator(np.random.Philox(key=7))
         scenes = [Scene.of_split(TASK, "train", index) for index in range(episodes)]
         sides = np.stack([side_of(scene) for scene in scenes])
@@ -238,6 +259,7 @@ class ToyDemonstrations:
         self.episodes = scenes
         self.cameras = ("front",)
         self.num_frames = len(self.action)
+        self.stats = {"observation.state": compute_stats(self.state), "action": compute_stats(self.action)}
         self._images = np.repeat(np.stack([image_of(scene) for scene in scenes]), HORIZON, axis=0)
 
     def images(self, camera: str) -> np.ndarray:
@@ -246,7 +268,11 @@ class ToyDemonstrations:
 
     def instructions(self, indices: np.ndarray) -> tuple[str, ...]:
         """One per frame."""
-        return (INSTRUCTION,) * len(indices)
+        return (self.tasks[0],) * len(indices)
+
+    def image_size(self, camera: str) -> tuple[int, int]:
+        """Height and width."""
+        return SIZE, SIZE
 
     def action_chunks(self, indices: np.ndarray, horizon: int) -> tuple[np.ndarray, np.ndarray]:
         """As ``LeRobotDataset.action_chunks``."""

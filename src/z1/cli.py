@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,16 +59,34 @@ def parse(
     Raises:
         ConfigError: A value is not allowed.
     """
+    several = [name for name, hint in typing.get_type_hints(cls).items() if typing.get_origin(hint) is tuple]
+    given = spread_values(arguments, [f"--{option}" for option in several])
+    if default is not None:  # named values replace those of the recipe or the stored run instead of adding to them
+        renamed = [option for option in several if f"--{option}" in given]
+        default = dataclasses.replace(default, **dict.fromkeys(renamed, tyro.MISSING))  # type: ignore[type-var]
     config = tyro.cli(
         cls,
         prog=f"z1 {name}",
         description="\n\n".join(filter(None, ((cls.__doc__ or "").strip(), also))),
-        args=list(arguments),
+        args=given,
         default=tyro.MISSING_NONPROP if default is None else default,
         config=(tyro.conf.UseAppendAction,),
     )
     refuse_infinite(config)
     return config
+
+
+def spread_values(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Arguments in which options of several values, ``--task A B``, stand once before each of them."""
+    spread: list[str] = []
+    current = ""
+    for token in arguments:
+        if current and not token.startswith("-"):
+            spread += [current, token] if spread[-1] != current else [token]
+        else:
+            current = token if token in options else ""
+            spread.append(token)
+    return spread
 
 
 def refuse_infinite(config: object, prefix: str = "") -> None:
@@ -148,6 +167,15 @@ def demos(arguments: list[str]) -> int:
     from z1.data.record import DemoConfig
 
     run_demos(parse(DemoConfig, "demos", arguments))
+    return 0
+
+
+def import_data(arguments: list[str]) -> int:
+    """Bring RoboCasa's HDF5 demonstrations or LeRobot datasets into a dataset for z1 sft."""
+    from z1.commands import run_import
+    from z1.data.importing import ImportConfig
+
+    run_import(parse(ImportConfig, "import", arguments))
     return 0
 
 
@@ -305,6 +333,7 @@ COMMANDS: dict[str, Command] = {
     for name, function in {
         "demo": demo,
         "demos": demos,
+        "import": import_data,
         "sft": sft,
         "rl": rl,
         "eval": evaluate,

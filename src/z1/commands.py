@@ -23,7 +23,10 @@ from rich.progress import (
 
 from z1.config import EvalConfig, RlConfig, RolloutConfig, SftConfig, SimConfig, config_to_dict
 from z1.convert import open_policy
+from z1.data.importing import ImportConfig, ImportSummary, import_dataset
 from z1.data.lerobot import LeRobotDataset
+from z1.data.lerobot_format import ACTION_KEY, STATE_KEY
+from z1.data.mixture import feature_stats, open_datasets
 from z1.data.record import DemoConfig, DemoSummary, record_demonstrations
 from z1.errors import CheckpointError, ConfigError, DatasetError, RunFolderError
 from z1.eval.evaluate import evaluate_policy
@@ -52,6 +55,9 @@ console = Console()
 
 TINY_PATCH = 16
 """Patch size of a new tiny policy in pixels."""
+
+TINY_ACTION_DIM = 8
+"""Model action dims of a new tiny policy, if the env's actions do not need more."""
 
 SMALL_WIDTH = 512
 """VLM width below which a policy counts as small."""
@@ -200,29 +206,60 @@ def run_demos(config: DemoConfig) -> DemoSummary:
     return summary
 
 
+def run_import(config: ImportConfig) -> ImportSummary:
+    """``z1 import``: others' demonstrations as a dataset."""
+    with progress_bar("import", None) as (bar, task):
+        summary = import_dataset(
+            config,
+            on_progress=lambda p: bar.update(task, completed=p.episodes, total=p.total, note=f"{p.frames} frames"),
+        )
+    layout = summary.layout
+    console.print(
+        f"Dataset: {summary.path}: {summary.episodes} episodes ({summary.resumed} of them from an interrupted import), "
+        f"{summary.frames} frames stored in {summary.seconds:.0f} s; {len(layout.state_names)} state and "
+        f"{len(layout.action_names)} action dims, cameras {', '.join(layout.cameras) or 'none'}, "
+        f"{layout.height} x {layout.width} pixels",
+        soft_wrap=True,
+        markup=False,
+    )
+    for path in summary.assumed:
+        console.print(
+            f"Note: {path} has no meta/modality.json; its numbers were taken in the order of the published sets",
+            soft_wrap=True,
+            markup=False,
+        )
+    console.print(
+        f"Next: z1 sft --dataset {summary.path} --recipe pi05 --policy POLICY --out runs/sft "
+        "(or --recipe tiny: a new small policy)",
+        soft_wrap=True,
+        markup=False,
+    )
+    return summary
+
+
 def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
-    """``z1 sft``: trains on a dataset.
+    """``z1 sft``: trains on one or more data sets.
 
     Returns:
         The run folder.
     """
     device = pick_device(config.device)
     config = replace(config, precision=settled_precision(config.precision, device))
-    dataset = LeRobotDataset.open(Path(config.dataset))
+    datasets = open_datasets(config.dataset)
     if resume:
         run = RunFolder.open(Path(config.out))
         check_resume(run.config, config, run.path, may_change=("device",))
         saved = run.last_checkpoint / "policy"
-        policy = Policy.load(saved) if saved.exists() else _initial_sft_policy(config, dataset)
+        policy = Policy.load(saved) if saved.exists() else _initial_sft_policy(config, datasets)
     else:
-        policy = _initial_sft_policy(config, dataset)
+        policy = _initial_sft_policy(config, datasets)
         run = RunFolder.create(Path(config.out), config_to_dict(config), "sft")
     policy.to(device)
-    frames, episodes = dataset.num_frames, len(dataset.episodes)
-    console.print(
-        f"SFT on {config.dataset}: {episodes} episodes, {frames} frames; "
-        f"{policy.parameter_count / 1e6:.2f} M parameters on {device} in {config.precision}"
-    )
+    for path, dataset in zip(config.dataset, datasets, strict=True):
+        console.print(
+            f"SFT on {path}: {len(dataset.episodes)} episodes, {dataset.num_frames} frames: {'; '.join(dataset.tasks)}"
+        )
+    console.print(f"{policy.parameter_count / 1e6:.2f} M parameters on {device} in {config.precision}")
     with ExitStack() as stack:
         with undone_on_error(run, resume=resume):
             metrics = stack.enter_context(MetricsWriter(run.path, wandb=config.wandb, resume=resume))
@@ -230,7 +267,7 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
             trainer = SftTrainer(
                 config,
                 policy,
-                dataset,
+                datasets,
                 run.path,
                 metrics,
                 on_step=lambda step, loss: bar.update(task, completed=step, note=f"loss {loss:.4f}"),
@@ -249,14 +286,15 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
     return run.path
 
 
-def _initial_sft_policy(config: SftConfig, dataset: LeRobotDataset) -> Policy:
-    """The policy that ``--policy`` names, or a new one for the dataset's cameras, state and action."""
+def _initial_sft_policy(config: SftConfig, datasets: Sequence[LeRobotDataset]) -> Policy:
+    """The policy that ``--policy`` names, or a new one for the data sets' cameras, state and action."""
+    dataset, path = datasets[0], config.dataset[0]  # they are alike
     if config.policy:
         policy = open_policy(policy_place(config.policy))
         missing = [camera for camera in policy.processor.cameras if camera not in dataset.cameras]
         if missing:
             raise DatasetError(
-                f"{config.dataset} has no camera {missing[0]!r}, which the policy looks through; "
+                f"{path} has no camera {missing[0]!r}, which the policy looks through; "
                 f"it has {', '.join(dataset.cameras)}"
             )
         for what, have, want in (
@@ -264,21 +302,25 @@ def _initial_sft_policy(config: SftConfig, dataset: LeRobotDataset) -> Policy:
             ("action", dataset.action.shape[1], policy.processor.action_dim),
         ):
             if have != want:
-                raise DatasetError(f"{config.dataset} has {have} {what} dims; the policy was made for {want}")
+                raise DatasetError(f"{path} has {have} {what} dims; the policy was made for {want}")
         return policy
     if not dataset.cameras:
-        raise DatasetError(f"{config.dataset} has no camera; a policy needs the images of at least one")
+        raise DatasetError(f"{path} has no camera; a policy needs the images of at least one")
     size = max(dataset.image_size(dataset.cameras[0]))
     if config.model == "tiny" and size % TINY_PATCH:
         raise DatasetError(
-            f"{config.dataset} has images of {size} pixels; a new tiny policy needs a multiple of {TINY_PATCH}, "
+            f"{path} has images of {size} pixels; a new tiny policy needs a multiple of {TINY_PATCH}, "
             "record with another --image-size"
         )
-    model = PolicyConfig.tiny(image_size=size, patch=TINY_PATCH) if config.model == "tiny" else PolicyConfig.pi05()
+    if config.model == "tiny":
+        action_dim = max(TINY_ACTION_DIM, dataset.action.shape[1])
+        model = PolicyConfig.tiny(image_size=size, patch=TINY_PATCH, action_dim=action_dim)
+    else:
+        model = PolicyConfig.pi05()
     processor = ProcessorConfig.of_dataset(
         cameras=dataset.cameras,
-        state_stats=dataset.stats["observation.state"],
-        action_stats=dataset.stats["action"],
+        state_stats=feature_stats(datasets, STATE_KEY),
+        action_stats=feature_stats(datasets, ACTION_KEY),
         normalization=config.normalization,
     )
     return Policy.create(model, processor, seed=config.seed)

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from z1.errors import ConfigError, UnknownNameError
 
-TrainingMode = Literal["expert", "joint", "joint_frozen_vision"]
+TrainingMode = Literal["expert", "joint", "joint_frozen_vision", "lora"]
 Precision = Literal["auto", "float32", "bfloat16"]
+LORA_RANK, LORA_ALPHA = 16, 16.0
 PREFIX_DEVICE_GB, PREFIX_HOST_GB = 24.0, 64.0
 ObjectiveName = Literal["grpo", "awfm", "filtered_bc"]
 
@@ -23,6 +24,28 @@ def require(condition: bool, setting: str, value: object, allowed: str) -> None:
     """Raises ``ConfigError`` naming the setting, what it was and what is allowed, unless the condition holds."""
     if not condition:
         raise ConfigError(f"{setting} is {value!r}; it must be {allowed}")
+
+
+def check_lora(prefix: str, mode: TrainingMode, rank: int, alpha: float) -> None:
+    """Refuses impossible adapters, and settings of adapters that are not there.
+
+    Args:
+        prefix: Of the settings' names.
+        mode: Training mode.
+        rank: ``lora_rank``.
+        alpha: ``lora_alpha``.
+
+    Raises:
+        ConfigError: Names the setting.
+    """
+    require(rank >= 1, f"{prefix}lora_rank", rank, "at least 1")
+    require(alpha > 0, f"{prefix}lora_alpha", alpha, "positive")
+    for name, value, usual in (("lora_rank", rank, LORA_RANK), ("lora_alpha", alpha, LORA_ALPHA)):
+        if mode != "lora" and value != usual:
+            raise ConfigError(
+                f"{prefix}{name} has no effect with {prefix}mode {mode!r}; choose the mode 'lora' or leave it at "
+                f"{usual:g}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +117,17 @@ class RolloutConfig:
     """Largest mean return of a group that is trained on."""
     reward_decay: float = 1.0
     """Factor per chunk on the reward of a success; 1: when the success comes does not matter."""
-    advantage: Literal["group", "tree"] = "group"
-    """``group``: a member's return against its group's. ``tree``: a segment's mean return against its siblings'."""
+    advantage: Literal["group", "tree", "critic"] = "group"
+    """``group``: a member's return against its group's. ``tree``: a segment's mean return against its siblings'.
+    ``critic``: what each chunk changed in the return that a critic expects, learned from the same rollouts.
+    """
     tree_discount: float = 0.5
     """Tree advantages: weight of an ancestor's advantage per generation; 1 compares with the whole group, 0 with the
     siblings only.
+    """
+    critic_decay: float = 0.8
+    """Critic advantages: weight per chunk of what comes later (the lambda of generalised advantages); 1 compares the
+    outcome with the value before the chunk, 0 the value after it.
     """
     all_success_rule: bool = True
     """Whether groups in which all succeeded get R - min R, which never punishes a success, instead of the z-score."""
@@ -113,6 +142,7 @@ class RolloutConfig:
         require(self.groups >= 1, "rollout.groups", self.groups, "at least 1")
         require(self.group_size >= 2, "rollout.group_size", self.group_size, "at least 2, since members are compared")
         self._check_branching()
+        self._check_advantage()
         require(0 <= self.replay < 1, "rollout.replay", self.replay, "in [0, 1)")
         require(self.noise_level >= 0, "rollout.noise_level", self.noise_level, "at least 0")
         require(self.stochastic_steps >= 1, "rollout.stochastic_steps", self.stochastic_steps, "at least 1")
@@ -137,10 +167,10 @@ class RolloutConfig:
     def _check_branching(self) -> None:
         """Refuses plans that cannot be, and settings that the plan would make idle."""
         require(self.prefix >= 0, "rollout.prefix", self.prefix, "at least 0 chunks")
-        require(0 <= self.tree_discount <= 1, "rollout.tree_discount", self.tree_discount, "in [0, 1]")
         if self.plan == "flat":
-            for name, idle in (("prefix", 0), ("prefix_schedule", "fixed"), ("advantage", "group")):
-                if getattr(self, name) != idle:
+            idle = {"prefix": 0, "prefix_schedule": "fixed"} | ({"advantage": ""} if self.advantage == "tree" else {})
+            for name, value in idle.items():
+                if getattr(self, name) != value:
                     raise ConfigError(
                         f"rollout.{name} is {getattr(self, name)!r}, which has no effect with rollout.plan 'flat'; "
                         "choose the plan 'shared_prefix' or 'tree'"
@@ -150,25 +180,37 @@ class RolloutConfig:
                 f"rollout.plan is {self.plan!r} with rollout.prefix 0, which shares nothing; set rollout.prefix to the "
                 "chunks until the last branch point, or choose the plan 'flat'"
             )
-        if self.advantage == "tree" and self.plan == "shared_prefix":
-            raise ConfigError(
-                "rollout.advantage 'tree' equals 'group' with rollout.plan 'shared_prefix', where all members part at "
-                "once; choose the plan 'tree'"
-            )
-        if self.advantage == "group" and self.tree_discount != 0.5:
-            raise ConfigError(
-                "rollout.tree_discount has no effect with rollout.advantage 'group'; leave it at 0.5, or choose 'tree'"
-            )
-        if self.all_success_advantage and not self.all_success_rule:
-            raise ConfigError(
-                "rollout.all_success_advantage has no effect without rollout.all_success_rule; leave it at 0"
-            )
         if self.plan == "tree":
             require(
                 self.group_size & (self.group_size - 1) == 0,
                 "rollout.group_size",
                 self.group_size,
                 "a power of two with rollout.plan 'tree'",
+            )
+
+    def _check_advantage(self) -> None:
+        """Refuses settings of other kinds of advantages."""
+        require(0 <= self.tree_discount <= 1, "rollout.tree_discount", self.tree_discount, "in [0, 1]")
+        require(0 <= self.critic_decay <= 1, "rollout.critic_decay", self.critic_decay, "in [0, 1]")
+        if self.advantage == "tree" and self.plan == "shared_prefix":
+            raise ConfigError(
+                "rollout.advantage 'tree' equals 'group' with rollout.plan 'shared_prefix', where all members part at "
+                "once; choose the plan 'tree'"
+            )
+        for name, idle, kind in (("tree_discount", 0.5, "tree"), ("critic_decay", 0.8, "critic")):
+            if self.advantage != kind and getattr(self, name) != idle:
+                raise ConfigError(
+                    f"rollout.{name} has no effect with rollout.advantage {self.advantage!r}; leave it at {idle}, "
+                    f"or choose {kind!r}"
+                )
+        if self.all_success_advantage and not self.all_success_rule:
+            raise ConfigError(
+                "rollout.all_success_advantage has no effect without rollout.all_success_rule; leave it at 0"
+            )
+        if self.advantage == "critic" and (self.all_success_advantage or not self.all_success_rule):
+            raise ConfigError(
+                "rollout.all_success_rule and all_success_advantage have no effect with rollout.advantage 'critic', "
+                "which treats all groups alike; leave them at true and 0"
             )
 
 
@@ -181,11 +223,17 @@ class UpdateConfig:
     plain flow matching on the policy's own successes, the baseline.
     """
     mode: TrainingMode = "expert"
-    """What trains: ``expert`` (VLM frozen), ``joint`` (all), ``joint_frozen_vision``."""
+    """What trains: ``expert`` (VLM frozen), ``joint`` (all), ``joint_frozen_vision`` (all but the image encoder),
+    ``lora`` (the expert, and low-rank adapters on the projections of the VLM's language layers).
+    """
+    lora_rank: int = LORA_RANK
+    """``lora``: rank of each projection's update."""
+    lora_alpha: float = LORA_ALPHA
+    """``lora``: the updates are multiplied by alpha / rank."""
     learning_rate: float = 5e-6
     """AdamW learning rate of the action expert."""
     vlm_learning_rate: float = 0.0
-    """AdamW learning rate of the VLM in the joint modes; 0: the expert's."""
+    """AdamW learning rate of the VLM, or of its adapters, where they train; 0: the expert's."""
     weight_decay: float = 0.01
     """AdamW weight decay."""
     warmup_iterations: int = 0
@@ -198,7 +246,7 @@ class UpdateConfig:
     """Chunks per forward and backward pass; limits memory. AWFM draws noise per microbatch: there numbers change."""
     recompute_activations: bool = False
     """Activation checkpointing: whether a pass keeps only what goes into each layer and computes the rest again for the
-    gradient. Same numbers, a third more computing, a fraction of the memory.
+    gradient. Same numbers, up to a third more computing, a fraction of the memory.
     """
     prefix_device_gb: float = PREFIX_DEVICE_GB
     """``expert``: device memory, in GB, for the VLM prefixes of an iteration's observations, computed once while acting
@@ -236,8 +284,9 @@ class UpdateConfig:
         require(self.vlm_learning_rate >= 0, "update.vlm_learning_rate", self.vlm_learning_rate, "at least 0")
         if self.mode == "expert" and self.vlm_learning_rate:
             raise ConfigError(
-                "update.vlm_learning_rate has no effect with update.mode 'expert'; choose a joint mode or leave it at 0"
+                "update.vlm_learning_rate has no effect with update.mode 'expert'; choose another mode or leave it at 0"
             )
+        check_lora("update.", self.mode, self.lora_rank, self.lora_alpha)
         for name, usual in (("prefix_device_gb", PREFIX_DEVICE_GB), ("prefix_host_gb", PREFIX_HOST_GB)):
             value = getattr(self, name)
             require(value >= 0, f"update.{name}", value, "at least 0")
@@ -348,7 +397,7 @@ class RlConfig:
                 "update.count 'segments' has no effect with rollout.plan 'flat', where nothing is shared; "
                 "leave it at 'members'"
             )
-        if self.update.objective == "filtered_bc" and self.rollout.advantage == "tree":
+        if self.update.objective == "filtered_bc" and self.rollout.advantage != "group":
             raise ConfigError(
                 "rollout.advantage has no effect with update.objective 'filtered_bc', which weighs successes alike; "
                 "leave it at 'group'"
@@ -361,8 +410,10 @@ class RlConfig:
 class SftConfig:
     """``z1 sft``: train a policy on demonstrations."""
 
-    dataset: str
-    """Folder of a LeRobotDataset v3.0."""
+    dataset: tuple[str, ...]
+    """Folders of one or more LeRobotDatasets v3.0 with the same cameras, state and action. Each gives the same number
+    of samples, whatever its size; the policy learns the instructions of all.
+    """
     out: str
     """Run folder to create."""
     policy: str = ""
@@ -373,8 +424,12 @@ class SftConfig:
     """Optimizer steps."""
     batch_size: int = 64
     """Samples per optimizer step."""
+    microbatch: int = 0
+    """Samples per forward and backward pass, whose gradients are summed; limits memory. 0: the whole batch."""
     learning_rate: float = 1e-3
-    """Peak AdamW learning rate."""
+    """Peak AdamW learning rate, of the action expert and of what has no other."""
+    vlm_learning_rate: float = 0.0
+    """Peak AdamW learning rate of the VLM, or of its adapters, where they train; 0: the expert's."""
     warmup_steps: int = 50
     """Steps over which the learning rate rises linearly; after them it falls as a cosine to a hundredth of its peak."""
     weight_decay: float = 0.01
@@ -384,10 +439,16 @@ class SftConfig:
     ema_decay: float = 0.0
     """Decay of an exponential moving average of the weights, which is then what is validated and saved; 0: none."""
     mode: TrainingMode = "joint"
-    """What trains: ``joint`` (all), ``expert`` (VLM frozen), ``joint_frozen_vision``."""
+    """What trains: ``joint`` (all), ``expert`` (VLM frozen), ``joint_frozen_vision`` (all but the image encoder),
+    ``lora`` (the expert, and low-rank adapters on the projections of the VLM's language layers).
+    """
+    lora_rank: int = LORA_RANK
+    """``lora``: rank of each projection's update."""
+    lora_alpha: float = LORA_ALPHA
+    """``lora``: the updates are multiplied by alpha / rank."""
     recompute_activations: bool = False
     """Activation checkpointing: whether a pass keeps only what goes into each layer and computes the rest again for the
-    gradient. Same numbers, a third more computing, a fraction of the memory.
+    gradient. Same numbers, up to a third more computing, a fraction of the memory.
     """
     normalization: Literal["quantile_openpi", "quantile_lerobot", "mean_std"] = "quantile_openpi"
     """How state and actions of a new policy are normalised."""
@@ -409,9 +470,17 @@ class SftConfig:
     """Also log to Weights & Biases."""
 
     def __post_init__(self) -> None:
+        require(self.dataset != (), "dataset", self.dataset, "one or more folders")
         require(self.steps >= 1, "steps", self.steps, "at least 1")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(self.microbatch >= 0, "microbatch", self.microbatch, "at least 0")
+        require(self.vlm_learning_rate >= 0, "vlm_learning_rate", self.vlm_learning_rate, "at least 0")
+        if self.mode == "expert" and self.vlm_learning_rate:
+            raise ConfigError(
+                "vlm_learning_rate has no effect with mode 'expert'; choose another mode or leave it at 0"
+            )
         require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
+        check_lora("", self.mode, self.lora_rank, self.lora_alpha)
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "at least 0")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
         require(self.grad_clip > 0, "grad_clip", self.grad_clip, "positive")
@@ -487,7 +556,7 @@ def config_from_dict(cls: type, data: dict[str, Any], *, source: str | Path) -> 
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             values[name] = config_from_dict(hint, value, source=source)
         elif typing.get_origin(hint) is tuple:
-            values[name] = tuple(value)
+            values[name] = (value,) if isinstance(value, str) else tuple(value)
         elif typing.get_origin(hint) is Literal:
             require(value in typing.get_args(hint), f"{name} in {source}", value, f"one of {typing.get_args(hint)}")
             values[name] = value

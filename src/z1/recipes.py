@@ -21,12 +21,12 @@ from z1.config import (
 from z1.data.record import DemoConfig
 
 
-def sft_tiny(dataset: str, out: str) -> SftConfig:
+def sft_tiny(dataset: tuple[str, ...], out: str) -> SftConfig:
     """A new tiny policy, on a laptop's CPU, in minutes."""
     return SftConfig(dataset=dataset, out=out)
 
 
-def sft_pi05(dataset: str, out: str) -> SftConfig:
+def sft_pi05(dataset: tuple[str, ...], out: str) -> SftConfig:
     """Fine-tuning of a full-size pi0.5 (give --policy), with openpi's optimizer settings."""
     return SftConfig(
         dataset=dataset,
@@ -34,6 +34,7 @@ def sft_pi05(dataset: str, out: str) -> SftConfig:
         model="pi05",
         steps=30_000,
         batch_size=32,
+        microbatch=8,
         learning_rate=2.5e-5,
         warmup_steps=1_000,
         ema_decay=0.99,
@@ -131,7 +132,7 @@ def demo_demonstrations(task: str, out: str, *, seed: int, hosts: int) -> DemoCo
 
 def demo_sft(dataset: str, out: str, *, seed: int) -> SftConfig:
     """A short training of a new tiny policy."""
-    return replace(sft_tiny(dataset, out), steps=450, seed=seed, validate_every=150)
+    return replace(sft_tiny((dataset,), out), steps=450, seed=seed, validate_every=150)
 
 
 def demo_rl(policy: str, task: str, out: str, *, seed: int, hosts: int, horizon: int) -> RlConfig:
@@ -161,7 +162,7 @@ def demo_evaluation(
     )
 
 
-SFT_RECIPES: dict[str, Callable[[str, str], SftConfig]] = {"tiny": sft_tiny, "pi05": sft_pi05}
+SFT_RECIPES: dict[str, Callable[[tuple[str, ...], str], SftConfig]] = {"tiny": sft_tiny, "pi05": sft_pi05}
 RL_RECIPES: dict[str, Callable[[str, str, str], RlConfig]] = {
     "tiny": rl_tiny,
     "tiny-awfm": rl_tiny_awfm,

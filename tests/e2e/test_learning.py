@@ -23,7 +23,7 @@ def weak(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy that was trained on demonstrations too hesitant to succeed often."""
     folder = tmp_path_factory.mktemp("sft")
     config = SftConfig(
-        dataset="toy",
+        dataset=("toy",),
         out=str(folder),
         steps=150,
         learning_rate=2e-3,
@@ -31,7 +31,7 @@ def weak(tmp_path_factory: pytest.TempPathFactory) -> Path:
         validate_every=50,
     )
     with MetricsWriter(folder, tensorboard=False) as metrics:
-        trainer = SftTrainer(config, toy_policy(), ToyDemonstrations(), folder, metrics)  # type: ignore[arg-type]
+        trainer = SftTrainer(config, toy_policy(), [ToyDemonstrations()], folder, metrics)  # type: ignore[arg-type]
         trainer.run()
         path = trainer.finish()
     losses = [r["sft/validation_loss"] for r in read_metrics(folder / "metrics.jsonl") if "sft/validation_loss" in r]

@@ -17,6 +17,7 @@ from z1.config import ActingConfig, RlConfig, RolloutConfig, SftConfig, UpdateCo
 from z1.errors import CheckpointError, ConfigError
 from z1.rollout import prefix
 from z1.rollout.scenes import SceneSource
+from z1.train.critic import Critic
 from z1.train.learner import Learner
 from z1.train.metrics import MetricsWriter, read_metrics
 from z1.train.sft import SftTrainer
@@ -32,7 +33,7 @@ CONFIG = RlConfig(
     update=UpdateConfig(learning_rate=1e-3, epochs=2, target_kl=1e3),
     validation=ValidationConfig(every=2, episodes=4),
 )
-SFT = SftConfig(dataset="toy", out="run", steps=24, batch_size=16, warmup_steps=4, validate_every=6, image_shift=1)
+SFT = SftConfig(dataset=("toy",), out="run", steps=24, batch_size=16, warmup_steps=4, validate_every=6, image_shift=1)
 
 
 def by_luck(scene: Any, member: int) -> bool:
@@ -56,7 +57,7 @@ def rl(
 
 def sft(folder: Path, config: SftConfig = SFT, *, resume: bool = False) -> list[dict[str, Any]]:
     with MetricsWriter(folder, tensorboard=False, resume=resume) as metrics:
-        trainer = SftTrainer(config, toy_policy(), ToyDemonstrations(episodes=8), folder, metrics)  # type: ignore[arg-type]
+        trainer = SftTrainer(config, toy_policy(), [ToyDemonstrations(episodes=8)], folder, metrics)  # type: ignore[arg-type]
         if resume:
             trainer.resume()
         metrics.resume_at("sft/step", trainer.state.step)
@@ -125,10 +126,18 @@ TREES = replace(
 """Episodes of eight chunks, of which the first 1, 3 and 6 or fewer are shared."""
 
 RUNS = {name: replace(CONFIG, update=update) for name, update in UPDATES.items()} | {
+    "lora": replace(CONFIG, update=replace(CONFIG.update, mode="lora", lora_rank=2)),
+    "lora, bfloat16": replace(
+        CONFIG, update=replace(CONFIG.update, mode="lora", recompute_activations=True), precision="bfloat16"
+    ),
     "bfloat16": replace(CONFIG, update=UPDATES["grpo-joint"], precision="bfloat16"),
     "bfloat16, frozen VLM": replace(CONFIG, update=UPDATES["awfm"], precision="bfloat16"),
     "replayed scenes": replace(CONFIG, rollout=replace(CONFIG.rollout, groups=3, replay=0.9)),
     "shortened steps": replace(CONFIG, update=replace(UPDATES["grpo"], target_kl=1e-4, shorten_last_step=True)),
+    "critic": replace(CONFIG, update=UPDATES["grpo"], rollout=replace(CONFIG.rollout, advantage="critic")),
+    "tree, critic, joint": replace(
+        TREES, update=UPDATES["grpo-joint"], rollout=replace(TREES.rollout, advantage="critic", critic_decay=0.5)
+    ),
     "tree": replace(TREES, update=UPDATES["grpo"]),
     "tree, linear": replace(
         TREES, update=UPDATES["awfm-negative"], rollout=replace(TREES.rollout, prefix_schedule="linear")
@@ -196,6 +205,17 @@ def test_where_prefixes_are_kept_changes_nothing(name: str, tmp_path: Path) -> N
     assert runs[0] == runs[1] == runs[2]
     weights = {(tmp_path / place / "policy/model.safetensors").read_bytes() for place in ("24.0", "0.0001", "0.0")}
     assert len(weights) == 1
+
+
+def test_a_critic_that_forgets_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative twin: the critic's weights and what it saw are part of the state."""
+    config = RUNS["critic"]
+    rl(tmp_path / "straight", config)
+    rl(tmp_path / "parts", replace(config, iterations=2))
+    monkeypatch.setattr(Critic, "load_state", lambda critic, arrays: None)
+    rl(tmp_path / "parts", config, resume=True)
+    first, second = (records_of(tmp_path / name)[3:] for name in ("straight", "parts"))
+    assert [r["critic/explained_variance"] for r in first] != [r["critic/explained_variance"] for r in second]
 
 
 @pytest.mark.usefixtures("restless")
@@ -471,7 +491,13 @@ def test_evaluation_scenes_and_training_scenes_are_disjoint(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"ema_decay": 0.9}, {"ema_decay": 0.9, "precision": "bfloat16", "mode": "joint_frozen_vision"}]
+    "settings",
+    [
+        {},
+        {"ema_decay": 0.9},
+        {"ema_decay": 0.9, "precision": "bfloat16", "mode": "joint_frozen_vision"},
+        {"ema_decay": 0.9, "mode": "lora", "lora_alpha": 4.0},
+    ],
 )
 def test_sft_resumes_to_the_same_numbers(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

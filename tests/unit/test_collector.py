@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from toy import HORIZON, TASK, ToyPool, toy_policy
+from toy import HORIZON, TASK, ToyPool, spread, toy_policy
 from z1.config import ActingConfig
 from z1.errors import ConfigError, SimulatorError
 from z1.eval.evaluate import evaluate_policy
@@ -153,7 +153,7 @@ def test_lost_members_are_counted_and_never_trained_on(policy: Policy) -> None:
     assert lost == [(1, 2)]
     assert rollouts.kept[1].valid.tolist() == [True, True, False]
     weights = [weights_of(group, 1.0, 1.0, 1.0) for group in rollouts.kept]
-    batch = build_training_batch(rollouts.kept, weights, rollouts.ticks, 4)
+    batch = build_training_batch(rollouts.kept, spread(rollouts.kept, weights), rollouts.ticks, 4)
     assert batch is not None
     assert len(batch) == 8 * 2, "the lost member's first chunk does not count either"
     assert pool.alive == 0
@@ -229,7 +229,7 @@ def test_the_batch_follows_group_member_and_chunk(policy: Policy) -> None:
     rollouts = collect(policy, ToyPool(), live_members=6)
     advantages = [np.array([1.0, -2.0, 0.5]) * (number + 1) for number in range(4)]
     weights = [weights_of(group, *values) for group, values in zip(rollouts.kept, advantages, strict=True)]
-    batch = build_training_batch(rollouts.kept, weights, rollouts.ticks, 4)
+    batch = build_training_batch(rollouts.kept, spread(rollouts.kept, weights), rollouts.ticks, 4)
     assert batch is not None
     assert batch.prefix is not None
     keys, row = batch.prefix.fetch().keys, 0

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from toy import TASK, ToyPool, toy_policy
+from toy import TASK, ToyPool, spread, toy_policy
 from z1.config import ActingConfig
 from z1.policy.policy import Policy
 from z1.policy.prefix_cache import PrefixStore
@@ -363,7 +363,7 @@ def training_rows(rollouts: Rollouts) -> tuple[list[float], list[tuple[float, fl
     for group in rollouts.kept:
         own = np.array([(-1.0) ** m * (m + 1) for m in range(len(group.episodes))])
         weights.append(segment_weights(np.repeat(own[None], len(group.segments), axis=0), group.owns, group.valid))
-    batch = build_training_batch(rollouts.kept, weights, rollouts.ticks, ACTING.chunk_length)
+    batch = build_training_batch(rollouts.kept, spread(rollouts.kept, weights), rollouts.ticks, ACTING.chunk_length)
     assert batch is not None
     assert batch.executed_mask.all()
     return batch.members.tolist(), list(zip(batch.positive.tolist(), batch.negative.tolist(), strict=True))
@@ -491,7 +491,7 @@ def test_stochastic_steps_are_drawn_without_repetition_and_in_order(policy: Poli
     drawn = torch.cat([tick.sample.sde_index for tick in rollouts.ticks])
     assert {tuple(pair) for pair in drawn.tolist()} == {(0, 1), (0, 2), (1, 2)}
     weights = [segment_weights(np.ones((7, 4)), group.owns, group.valid) for group in rollouts.kept]
-    batch = build_training_batch(rollouts.kept, weights, rollouts.ticks, 1)
+    batch = build_training_batch(rollouts.kept, spread(rollouts.kept, weights), rollouts.ticks, 1)
     assert batch is not None
     assert batch.x_t.shape == batch.x_next.shape == (4 * 20, 2, policy.config.horizon, policy.config.action_dim)
     assert batch.sde_index.shape == batch.recorded_log_prob.shape == (80, 2)

@@ -112,6 +112,12 @@ def test_rollout_settings_that_fit_together(settings: dict[str, Any]) -> None:
             "update.awfm_negative has no effect with update.objective 'filtered_bc'; leave it at 0",
         ),
         ({"awfm_max_weight": 0.5}, "update.awfm_max_weight is 0.5; it must be at least 1"),
+        ({"mode": "lora", "lora_rank": 0}, "update.lora_rank is 0; it must be at least 1"),
+        ({"mode": "lora", "lora_alpha": 0.0}, "update.lora_alpha is 0.0; it must be positive"),
+        (
+            {"mode": "joint", "lora_rank": 8},
+            "update.lora_rank has no effect with update.mode 'joint'; choose the mode 'lora' or leave it at 16",
+        ),
         ({"prefix_host_gb": -1.0}, "update.prefix_host_gb is -1.0; it must be at least 0"),
         (
             {"mode": "joint", "prefix_device_gb": 8.0},

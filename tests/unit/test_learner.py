@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toy import TASK, ToyPool, toy_policy
+from toy import TASK, ToyPool, spread, toy_policy
 from z1.config import ActingConfig, RolloutConfig, UpdateConfig
 from z1.errors import ConfigError
 from z1.policy.policy import Policy
@@ -43,7 +43,7 @@ def batch_of(policy: Policy, keep: str) -> TrainingBatch:
         explore=Exploration(noise_level=0.5, exclude_last_step=True),
     )
     weights = [advantage_weights_of(group, ROLLOUT) for group in rollouts.kept]
-    batch = build_training_batch(rollouts.kept, weights, rollouts.ticks, ACTING.chunk_length)
+    batch = build_training_batch(rollouts.kept, spread(rollouts.kept, weights), rollouts.ticks, ACTING.chunk_length)
     assert batch is not None
     assert len(batch) == 40
     assert (batch.positive > 0).any()
@@ -89,7 +89,7 @@ def gradient(learner: Learner, batch: TrainingBatch, index: Tensor) -> dict[str,
 
 @pytest.mark.parametrize("minibatch", [0, 16])
 @pytest.mark.parametrize("microbatch", [1, 7, 256])
-@pytest.mark.parametrize("mode", ["expert", "joint", "joint_frozen_vision"])
+@pytest.mark.parametrize("mode", ["expert", "joint", "joint_frozen_vision", "lora"])
 def test_the_first_ratio_is_exactly_one(
     mode: str, microbatch: int, minibatch: int, prefixes: TrainingBatch, inputs: TrainingBatch
 ) -> None:

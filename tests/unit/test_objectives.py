@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toy import TASK, ToyPool, toy_policy
+from toy import TASK, ToyPool, spread, toy_policy
 from z1.config import ActingConfig, RolloutConfig, UpdateConfig
 from z1.policy.prefix_cache import PrefixStore
 from z1.rollout.collector import Collector, Exploration
@@ -52,7 +52,7 @@ def rollouts() -> Rollouts:
 def batch_of(rollouts: Rollouts) -> TrainingBatch:
     """One row per chunk."""
     weights = [advantage_weights_of(group, ROLLOUT) for group in rollouts.kept]
-    batch = build_training_batch(rollouts.kept, weights, rollouts.ticks, ACTING.chunk_length)
+    batch = build_training_batch(rollouts.kept, spread(rollouts.kept, weights), rollouts.ticks, ACTING.chunk_length)
     assert batch is not None
     assert {1.0, 2.0} <= set(batch.members.tolist())
     both = (batch.positive > 0) & (batch.negative < 0)
@@ -77,7 +77,7 @@ def written_out(rollouts: Rollouts) -> TrainingBatch:
         weights.append(
             SegmentWeights(positive=values.clip(min=0), negative=values.clip(max=0), members=np.ones(len(own)))
         )
-    batch = build_training_batch(tuple(groups), weights, rollouts.ticks, ACTING.chunk_length)
+    batch = build_training_batch(tuple(groups), spread(tuple(groups), weights), rollouts.ticks, ACTING.chunk_length)
     assert batch is not None
     return batch
 
@@ -426,7 +426,7 @@ def test_the_repelling_gradient_does_not_depend_on_the_microbatch(rollouts: Roll
 def test_filtered_bc_weighs_all_successes_alike(rollouts: Rollouts) -> None:
     """Every chunk of a successful member, those that all members share too, once per successful member."""
     weights = [success_weights_of(group) for group in rollouts.kept]
-    batch = build_training_batch(rollouts.kept, weights, rollouts.ticks, ACTING.chunk_length)
+    batch = build_training_batch(rollouts.kept, spread(rollouts.kept, weights), rollouts.ticks, ACTING.chunk_length)
     assert batch is not None
     expected: dict[bytes, int] = {}
     for group in rollouts.kept:
@@ -445,7 +445,9 @@ def test_filtered_bc_weighs_all_successes_alike(rollouts: Rollouts) -> None:
     roots = sum(group.segments[0].length for group in rollouts.kept)
     assert roots > 0
     by_advantage = [advantage_weights_of(group, ROLLOUT) for group in rollouts.kept]
-    compared = build_training_batch(rollouts.kept, by_advantage, rollouts.ticks, ACTING.chunk_length)
+    compared = build_training_batch(
+        rollouts.kept, spread(rollouts.kept, by_advantage), rollouts.ticks, ACTING.chunk_length
+    )
     assert compared is not None
     roots_found = {x.numpy().tobytes() for x in compared.x_t} & found.keys()
     assert len(roots_found) == len(found) - roots, "only filtered_bc learns from what all members share"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -210,6 +211,52 @@ def test_without_host_memory_entries_of_a_checkpoint_go_to_the_device(policy: Po
     assert_same(StoredPrefixes(store=other, ids=rows.ids, length=rows.length, full=True).fetch(), rows.fetch())
 
 
+class FakeStream:
+    """Stands in for a CUDA stream and writes down what is asked of it."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.log.append(f"{self.name} waits for {other.name}")
+
+    def record_event(self) -> str:
+        self.log.append(f"{self.name} is marked")
+        return f"mark of {self.name}"
+
+    def wait_event(self, event: str) -> None:
+        self.log.append(f"{self.name} waits for {event}")
+
+    def synchronize(self) -> None:
+        self.log.append(f"the CPU waits for {self.name}")
+
+
+def test_copies_run_beside_the_computing_in_order(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for CUDA's streams: a copy waits for what was begun before, what comes later waits for it."""
+    log: list[str] = []
+    compute, side = FakeStream("compute", log), FakeStream("copies", log)
+
+    @contextmanager
+    def stream(entered: FakeStream) -> Iterator[None]:
+        log.append(f"{entered.name}: begin")
+        yield
+        log.append(f"{entered.name}: end")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: compute)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    store = PrefixStore(policy.model, device_bytes=0, host_bytes=10**9)
+    monkeypatch.setattr(store._copies, "_stream", side)
+    copies = ["copies waits for compute", "copies: begin", "copies: end"]
+    rows = add(store, policy, [5])
+    assert log == copies
+    pending = rows.begin()
+    assert log == [*copies, *copies, "copies is marked"]
+    pending.result()
+    assert log[7:] == ["compute waits for mark of copies"]
+    store.state([0])
+    assert log[8:] == ["the CPU waits for copies"]
+
+
 def test_host_memory_is_taken_within_the_budget_and_used_again() -> None:
     size = slot_size(1000)
     memory = HostMemory(2 * size, pinned=False)
@@ -276,7 +323,7 @@ def updated(store_of: Callable[[Policy], PrefixStore], **settings: Any) -> tuple
     policy = toy_policy()
     store = store_of(policy)
     rollouts = collect(policy, store)
-    weights = [advantage_weights_of(group, ROLLOUT) for group in rollouts.kept]
+    weights = [advantage_weights_of(group, ROLLOUT).spread(group.segment_lengths) for group in rollouts.kept]
     batch = build_training_batch(rollouts.kept, weights, rollouts.ticks, ACTING.chunk_length)
     update = UpdateConfig(**{"learning_rate": 1e-3, "epochs": 2, "target_kl": 1e9, "microbatch": 7, **settings})
     objective = make_objective(update, ACTING, ROLLOUT, action_dim=2, seeds=Seeds(1))

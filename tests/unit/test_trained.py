@@ -57,7 +57,7 @@ def batch_of(learner: Learner) -> TrainingBatch:
         groups=5,
         explore=Exploration(noise_level=0.5, exclude_last_step=True),
     )
-    weights = [advantage_weights_of(group, ROLLOUT) for group in rollouts.kept]
+    weights = [advantage_weights_of(group, ROLLOUT).spread(group.segment_lengths) for group in rollouts.kept]
     batch = build_training_batch(rollouts.kept, weights, rollouts.ticks, ACTING.chunk_length)
     assert batch is not None
     return batch
@@ -149,6 +149,29 @@ def test_times_and_modulation_are_never_rounded() -> None:
     assert not torch.equal(exact.modulation(t.bfloat16().float())[1:], exact.modulation(t)[1:])
     with pytest.raises(AssertionError, match="bfloat16"):
         rounded.model.modulation(t.bfloat16())
+
+
+@pytest.mark.parametrize("mode", ["expert", "joint", "joint_frozen_vision"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_training_holds_counted(mode: str, precision: Precision) -> None:
+    """4 bytes for a trained weight, its gradient and each of Adam's moments; what computes in bfloat16 is 2 more."""
+    policy = toy_policy()
+    trained = trained_of(policy, mode, precision)
+    optimizer = optimizer_of(trained)
+    sum(p.sum() for p in policy.model.parameters() if p.requires_grad).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    held: dict[int, int] = {}
+    weights = [*policy.model.parameters(), *trained.by_name.values()]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    moments = [tensor for state in optimizer.state.values() for key, tensor in state.items() if key != "step"]
+    for tensor in [*weights, *gradients, *moments]:
+        held[tensor.data_ptr()] = tensor.nbytes
+    expected = 0
+    for name, parameter in policy.model.named_parameters():
+        rounded = parameter_dtype(name, torch.bfloat16) == torch.bfloat16 and precision == "bfloat16"
+        per_weight = 2 * rounded + (16 if parameter.requires_grad else 4 * (not rounded))
+        expected += per_weight * parameter.numel()
+    assert sum(held.values()) == expected
 
 
 @pytest.mark.parametrize("mode", ["expert", "joint"])

@@ -57,7 +57,7 @@ def prepare(study: Study, folder: StudyFolder, job: Preparation) -> None:
         if not data.exists():  # it appears complete or not at all
             run_demos(DemoConfig(task=(task.task,), episodes=task.demonstrations, out=str(data), seed=seed, hosts=1))
         if not (sft / "policy" / STANDS).exists():
-            run_sft(replace(sft_tiny(str(data), str(sft)), steps=task.sft_steps, seed=seed), resume=_can_resume(sft))
+            run_sft(replace(sft_tiny((str(data),), str(sft)), steps=task.sft_steps, seed=seed), resume=_can_resume(sft))
     reference = next(v for v in study.variants if v.name == study.reference_name)
     config = folder.config(study, Run(task=task, variant=reference, seed=job.seed or study.seeds[0], after=""))
     for acting in actings(folder, study, task):

@@ -87,6 +87,31 @@ def tree_advantages(
     return advantages / (values.std() + STD_EPSILON)
 
 
+def generalised_advantages(values: np.ndarray, outcome: float, *, decay: float) -> np.ndarray:
+    """Advantage of each chunk of an episode whose reward comes at its end, with a critic's values.
+
+        A(t) = delta(t) + decay * A(t + 1),    delta(t) = V(t + 1) - V(t),    V(T) = outcome
+
+    With decay 1 the sum telescopes to ``outcome - V(t)``; with 0 a chunk is credited with what the critic thinks of
+    the observation after it alone.
+
+    Args:
+        values: float ``[T]``, the expected return at the start of each chunk.
+        outcome: The episode's return.
+        decay: How little of what comes later counts, in [0, 1].
+
+    Returns:
+        float64 ``[T]``.
+
+    Source: Schulman et al. 2016 (arXiv 1506.02438) eq. 16, with a discount of 1.
+    """
+    ahead = np.append(values[1:], outcome).astype(np.float64)
+    advantages = ahead - values
+    for t in range(len(values) - 2, -1, -1):
+        advantages[t] += decay * advantages[t + 1]
+    return advantages
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupFilter:
     """Which groups are trained on.

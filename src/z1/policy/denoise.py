@@ -127,6 +127,7 @@ class RecordedStep:
         ):
             return self._network(self._x_t, self._modulation, self.past)
 
+    @torch.no_grad()
     def __call__(self, x_t: Tensor, modulation: Tensor) -> Tensor:
         """The velocity; the result is the caller's own."""
         self._x_t.copy_(x_t)

@@ -186,6 +186,35 @@ class SharedPast:
         return attend_shared(query, past_key, past_value, key, value, self._bias)
 
 
+def masked_room(
+    layout: VlmConfig,
+    *,
+    prefixes: int,
+    rows: int,
+    length: int,
+    horizon: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> AppendedPast | SharedPast:
+    """Memory for P prefixes of up to L tokens, to be filled again and again.
+
+    Args:
+        layout: Of the attention.
+        prefixes: P; fewer than rows when several rows share one.
+        rows: B.
+        length: L.
+        horizon: H.
+        dtype: Of keys and values.
+        device: Of everything.
+    """
+    if prefixes == rows:
+        return AppendedPast(layout, rows=rows, length=length, horizon=horizon, masked=True, dtype=dtype, device=device)
+    shape = (prefixes, layout.depth, length, layout.kv_heads * layout.head_dim)
+    keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+    mask = torch.ones(prefixes, length, dtype=torch.bool, device=device)
+    return SharedPast(keys, values, mask, rows, horizon, layout, fused=True)
+
+
 def _put(room: Tensor, tensor: Tensor) -> None:
     """Copies ``[P, depth, L, ...]`` into room for at least L tokens; the rest becomes zero, since it must be finite."""
     length = tensor.shape[2]

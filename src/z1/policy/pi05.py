@@ -23,11 +23,14 @@ from z1.policy import flow
 from z1.policy.config import PolicyConfig
 from z1.policy.denoise import ModulationTables, RecordedStep, RecordedSteps, Velocity, roomy
 from z1.policy.gemma import ActionExpert, Past, Vlm
-from z1.policy.past import AppendedPast, JoinedPast, SharedPast
+from z1.policy.past import AppendedPast, JoinedPast, SharedPast, masked_room
 from z1.policy.siglip import VisionEncoder
 from z1.policy.speed import SpeedSettings
 
 MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0
+
+SUMMARY_LAYERS = 3
+"""Layers of the VLM that ``PrefixCache.summary`` looks at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +142,24 @@ class PrefixCache:
         if rows == len(self):
             return self
         return self.rows(torch.arange(len(self), device=self.keys.device).repeat_interleave(rows // len(self)))
+
+    def summary(self, layers: int = SUMMARY_LAYERS) -> Tensor:
+        """What the VLM made of each observation, as one vector: for a critic, not for acting.
+
+        Args:
+            layers: How many of the last layers to look at, at most ``depth``.
+
+        Returns:
+            float32 ``[B, 2 * layers * kv_heads * head_dim]``: the values of these layers, averaged over the tokens that
+            count, then those of the last token that counts, which has attended to all others.
+        """
+        values, mask = self.values[:, -layers:].float(), self.mask
+        count = mask.sum(dim=1)
+        mean = (values * mask[:, None, :, None]).sum(dim=2) / count[:, None, None]
+        position = torch.arange(mask.shape[1], device=mask.device)
+        last = (mask * position).argmax(dim=1)
+        ends = values[torch.arange(len(self), device=mask.device), :, last]
+        return torch.cat((mean.flatten(1), ends.flatten(1)), dim=1)
 
     def detach(self) -> PrefixCache:
         """The same without gradient."""
@@ -401,30 +422,15 @@ class Pi05(nn.Module):
         if shared:
             past: Past = SharedPast(*_contents(prefix), rows, horizon, layout, fused=True)
         elif speed.append_in_place:
-            past = self._room(prefix, rows, horizon, prefix.mask.shape[1], masked=not prefix.full)
+            length, dtype, device = prefix.mask.shape[1], self.expert.attention_dtype, x_t.device
+            past = AppendedPast(
+                layout, rows=rows, length=length, horizon=horizon, masked=not prefix.full, dtype=dtype, device=device
+            )
             past.fill(*_contents(prefix))
         else:
             past = JoinedPast(*_contents(prefix), horizon, layout)
 
-        @torch.no_grad()
-        def velocity(x_t: Tensor, modulation: Tensor) -> Tensor:
-            return self._velocity(x_t, modulation, past)
-
-        return velocity
-
-    def _room(
-        self, prefix: PrefixCache, rows: int, horizon: int, length: int, *, masked: bool
-    ) -> AppendedPast | SharedPast:
-        """Memory for as many prefixes of up to a length, of which some rows may share one."""
-        layout, dtype, device = self.config.vlm, self.expert.attention_dtype, prefix.keys.device
-        if len(prefix) == rows:
-            return AppendedPast(
-                layout, rows=rows, length=length, horizon=horizon, masked=masked, dtype=dtype, device=device
-            )
-        shape = (len(prefix), layout.depth, length, layout.kv_heads * layout.head_dim)
-        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        mask = torch.ones(len(prefix), length, dtype=torch.bool, device=device)
-        return SharedPast(keys, values, mask, rows, horizon, layout, fused=True)
+        return torch.no_grad()(lambda x_t, modulation: self._velocity(x_t, modulation, past))
 
     def _recording(self, prefix: PrefixCache, x_t: Tensor, modulation: Tensor) -> Velocity:
         """A recorded step, filled with prefixes."""
@@ -434,19 +440,16 @@ class Pi05(nn.Module):
         key = (len(prefix), length, *x_t.shape, len(modulation), autocast)
 
         def record() -> RecordedStep:
-            past = self._room(prefix, rows, horizon, length, masked=True)
+            shape = {"rows": rows, "length": length, "horizon": horizon}
+            dtype = self.expert.attention_dtype
+            past = masked_room(self.config.vlm, prefixes=len(prefix), dtype=dtype, device=x_t.device, **shape)
             return RecordedStep(self._velocity, past, x_t, modulation)
 
         parts = (self.expert, self.action_in, self.action_out)
         weights = (parameter for part in parts for parameter in part.parameters())
         step = self._recorded.get(key, weights, self.speed.graph_shapes, record)
         step.past.fill(*_contents(prefix))
-
-        @torch.no_grad()
-        def velocity(x_t: Tensor, modulation: Tensor) -> Tensor:
-            return step(x_t, modulation)
-
-        return velocity
+        return step
 
 
 def _contents(prefix: PrefixCache) -> tuple[Tensor, Tensor, Tensor | None]:

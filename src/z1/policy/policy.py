@@ -21,6 +21,7 @@ from z1.errors import CheckpointError, ConfigError
 from z1.files import atomic_folder, read_json, write_json
 from z1.policy.config import PolicyConfig, ProcessorConfig
 from z1.policy.images import letterbox
+from z1.policy.lora import merged
 from z1.policy.pi05 import ModelInput, Pi05, PrefixCache
 from z1.policy.sampler import SampledChunk, chunk_log_prob, sample_chunk
 from z1.policy.tensor_files import MODEL_FILE, Entry, OnBytes, TensorFiles, write_tensors
@@ -244,13 +245,13 @@ class Policy:
         Args:
             path: The folder.
             replace: Whether an existing folder is replaced.
-            tensors: Weights to write instead of the network's own, for example of a higher precision.
+            tensors: Weights to write instead of the network's own, in which adapters are merged.
             on_bytes: Told about progress.
 
         Raises:
             RunFolderError: It exists already or cannot be written.
         """
-        tensors = self.model.state_dict() if tensors is None else tensors
+        tensors = merged(self.model, self.model.state_dict()) if tensors is None else tensors
         entries = [
             Entry(name=name, shape=tuple(tensor.shape), dtype=tensor.dtype, make=tensor.detach)
             for name, tensor in tensors.items()
@@ -299,7 +300,7 @@ class Policy:
 
         Args:
             path: The folder.
-            into: Tensors to overwrite instead of the network's own.
+            into: Tensors to overwrite, by name, instead of all of the network's own.
 
         Raises:
             CheckpointError: They are missing, damaged or of another size.
@@ -308,7 +309,8 @@ class Policy:
         _read_config_json(folder)
         files, rules = TensorFiles.of_folder(folder), own_rules(self.config)
         check_rules(files, rules)
-        read_into(self.model.state_dict() if into is None else into, files, rules)
+        targets = self.model.state_dict() if into is None else into
+        read_into(targets, files, [rule for rule in rules if rule.name in targets])
 
 
 def read_settings(path: Path | str) -> tuple[PolicyConfig, ProcessorConfig]:

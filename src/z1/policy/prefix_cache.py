@@ -135,7 +135,7 @@ class PrefixStore:
         return self._host.used
 
     def version(self) -> Version:
-        """Changes whenever a parameter of the VLM is written to or moved, however it is done in place."""
+        """Changes whenever a parameter of the VLM is moved or written to, other than through its ``data``."""
         return tuple(number for p in self._vlm for number in (p.data_ptr(), p._version))
 
     def add(self, prefix: PrefixCache, inputs: ModelInput) -> StoredPrefixes:
@@ -169,24 +169,28 @@ class PrefixStore:
             StalePrefixError: A row was encoded with other weights, or given up.
         """
         entries = self._checked(rows.ids.tolist())
-        vlm = self._model.config.vlm
-        shape = (2, len(entries), vlm.depth, rows.length, vlm.kv_heads * vlm.head_dim)
-        whole = all(len(entry.mask) == rows.length for entry in entries)
-        make = torch.empty if whole else torch.zeros
-        pair = make(shape, dtype=self._model.vlm.last.kv.weight.dtype, device=self._model.device)
-        mask = torch.zeros(len(entries), rows.length, dtype=torch.bool)
+        vlm, device = self._model.config.vlm, self._model.device
         on_host: list[tuple[Tensor, Tensor]] = []
         missing: dict[int, list[int]] = {}
-        for row, (number, entry) in enumerate(zip(rows.ids.tolist(), entries, strict=True)):
-            mask[row, : len(entry.mask)] = entry.mask
-            target = pair[:, row, :, : len(entry.mask)]
-            if entry.pair is None:
-                missing.setdefault(number, []).append(row)
-            elif entry.on_host:
-                on_host.append((target, entry.pair))
-            else:
-                target.copy_(entry.pair)
-        self.counters.device_hits += len(entries) - len(on_host) - sum(map(len, missing.values()))
+        whole = all(len(entry.mask) == rows.length for entry in entries)
+        kept = [entry.pair for entry in entries if entry.pair is not None and not entry.on_host]
+        if whole and len(kept) == len(entries):
+            pair, mask = torch.stack(kept, dim=1), torch.stack([entry.mask for entry in entries])
+        else:
+            shape = (2, len(entries), vlm.depth, rows.length, vlm.kv_heads * vlm.head_dim)
+            make = torch.empty if whole else torch.zeros
+            pair = make(shape, dtype=self._model.vlm.last.kv.weight.dtype, device=device)
+            mask = torch.zeros(len(entries), rows.length, dtype=torch.bool)
+            for row, (number, entry) in enumerate(zip(rows.ids.tolist(), entries, strict=True)):
+                mask[row, : len(entry.mask)] = entry.mask
+                target = pair[:, row, :, : len(entry.mask)]
+                if entry.pair is None:
+                    missing.setdefault(number, []).append(row)
+                elif entry.on_host:
+                    on_host.append((target, entry.pair))
+                else:
+                    target.copy_(entry.pair)
+        self.counters.device_hits += len(kept)
         self.counters.host_hits += len(on_host)
         with self._copies.beside(pair):
             for target, source in on_host:
@@ -194,7 +198,7 @@ class PrefixStore:
         return PendingPrefixes(
             store=self,
             pair=pair,
-            mask=mask.to(self._model.device),
+            mask=mask.to(device),
             full=rows.full,
             missing=missing,
             copied=self._copies.mark() if on_host else None,

@@ -8,9 +8,10 @@ from torch.nn import Parameter
 
 from z1.config import TrainingMode
 from z1.errors import UnknownNameError
+from z1.policy.lora import is_adapter
 from z1.policy.pi05 import Pi05
 
-MODES: tuple[TrainingMode, ...] = ("expert", "joint", "joint_frozen_vision")
+MODES: tuple[TrainingMode, ...] = ("expert", "joint", "joint_frozen_vision", "lora")
 
 EXPERT_PARTS = ("expert.", "action_in.", "action_out.", "time_in.", "time_out.")
 VISION_PART = "vision."
@@ -25,7 +26,8 @@ def parameter_groups(model: Pi05, mode: str, *, learning_rate: float, vlm_learni
     """Freezes what a mode does not train and returns the rest as optimizer groups.
 
     ``expert``: the action expert. ``joint``: everything. ``joint_frozen_vision``: everything but the image encoder;
-    the projector from image to text features trains.
+    the projector from image to text features trains. ``lora``: the action expert and the VLM's adapters, which must be
+    there (see ``add_adapters``).
 
     Args:
         model: The network; ``requires_grad`` of every parameter is set.
@@ -45,7 +47,10 @@ def parameter_groups(model: Pi05, mode: str, *, learning_rate: float, vlm_learni
     vlm: list[Parameter] = []
     for name, parameter in model.named_parameters():
         trains = (
-            is_expert(name) or mode == "joint" or (mode == "joint_frozen_vision" and not name.startswith(VISION_PART))
+            is_expert(name)
+            or mode == "joint"
+            or (mode == "joint_frozen_vision" and not name.startswith(VISION_PART))
+            or (mode == "lora" and is_adapter(name))
         )
         parameter.requires_grad_(trains)
         if trains:

@@ -43,12 +43,14 @@ class Exploration:
         stochastic_steps: M, how many of a chunk's denoise steps are stochastic.
         exclude_last_step: Whether the last denoise step is never stochastic.
         group_noise: Whether all members of a group start a chunk from the same initial noise.
+        summarise: Whether to note what a critic sees of each observation.
     """
 
     noise_level: float
     exclude_last_step: bool
     stochastic_steps: int = 1
     group_noise: bool = False
+    summarise: bool = False
 
 
 @dataclass(slots=True)
@@ -354,6 +356,7 @@ class Collector:
             sample=sample,
             executed_actions=policy.normalize_actions(actions),
             executed=torch.zeros(len(branches), dtype=torch.int64),
+            summary=prefix.summary().cpu() if explore is not None and explore.summarise else None,
         )
         return tick, actions
 

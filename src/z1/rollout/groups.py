@@ -12,7 +12,7 @@ from torch import Tensor
 from z1.policy.pi05 import ModelInput
 from z1.policy.prefix_cache import PrefixStore, StoredPrefixes
 from z1.policy.sampler import SampledChunk
-from z1.rollout.tree import Segment, SegmentWeights, membership, parents
+from z1.rollout.tree import ChunkWeights, Segment, membership, parents
 from z1.types import Scene
 
 
@@ -26,11 +26,13 @@ class Tick:
         sample: The sampled chunks, B rows.
         executed_actions: float32 ``[B, H, D]``, the env actions after clipping, normalised and padded again.
         executed: int64 ``[B]``, env steps executed of each chunk.
+        summary: float32 ``[B, F]`` on the CPU, what a critic sees of each row's observation, or None without one.
     """
 
     prefix: StoredPrefixes | None
     inputs: ModelInput | None
     sample: SampledChunk
+    summary: Tensor | None
     executed_actions: Tensor
     executed: Tensor
 
@@ -85,6 +87,11 @@ class RolloutGroup:
     def chunk_counts(self) -> np.ndarray:
         """int64 ``[G]``, length of each member's episode in chunks."""
         return np.array([e.chunk_count for e in self.episodes])
+
+    @property
+    def segment_lengths(self) -> np.ndarray:
+        """int64 ``[S]``, chunks of each segment."""
+        return np.array([segment.length for segment in self.segments], dtype=np.int64)
 
     @property
     def owns(self) -> np.ndarray:
@@ -255,13 +262,13 @@ _STORED = ("ids", "length", "full")
 
 
 def build_training_batch(
-    groups: tuple[RolloutGroup, ...], weights: list[SegmentWeights], ticks: tuple[Tick, ...], chunk_length: int
+    groups: tuple[RolloutGroup, ...], weights: list[ChunkWeights], ticks: tuple[Tick, ...], chunk_length: int
 ) -> TrainingBatch | None:
     """Gathers the chunks of some groups in the order group, segment, chunk; each is one row, however many share it.
 
     Args:
         groups: N groups.
-        weights: What the segments of each group count; those that count for no member are left out.
+        weights: What the chunks of each group count; those that count for no member are left out.
         ticks: The policy calls that the groups' chunks refer to.
         chunk_length: C.
 
@@ -272,10 +279,11 @@ def build_training_batch(
     counts: list[tuple[float, float, float]] = []
     for group, weight in zip(groups, weights, strict=True):
         rows = np.stack([weight.positive, weight.negative, weight.members], axis=1)
-        for segment, row in zip(group.segments, rows, strict=True):
+        places = [place for segment in group.segments for place in segment.places]
+        for place, row in zip(places, rows, strict=True):
             if row[2] > 0:
-                where += segment.places
-                counts += [tuple(row)] * len(segment.places)
+                where.append(place)
+                counts.append(tuple(row))
     if not where:
         return None
     tick_of = np.array([tick for tick, _ in where])

@@ -185,6 +185,33 @@ class SegmentWeights:
     negative: np.ndarray
     members: np.ndarray
 
+    def spread(self, lengths: np.ndarray) -> ChunkWeights:
+        """The same for each chunk of the segments.
+
+        Args:
+            lengths: int64 ``[S]``, chunks of each segment.
+        """
+        return ChunkWeights(
+            positive=np.repeat(self.positive, lengths),
+            negative=np.repeat(self.negative, lengths),
+            members=np.repeat(self.members, lengths),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkWeights:
+    """What each of a group's N executed chunks counts in a loss, in the order segment, chunk.
+
+    Attributes:
+        positive: float64 ``[N]``, sum of the positive advantages of its valid members.
+        negative: float64 ``[N]``, sum of the negative ones.
+        members: float64 ``[N]``, number of its valid members; 0 for a chunk that is not trained on.
+    """
+
+    positive: np.ndarray
+    negative: np.ndarray
+    members: np.ndarray
+
 
 def segment_weights(
     advantages: np.ndarray, owns: np.ndarray, valid: np.ndarray, *, train_shared_by_all: bool = False
@@ -203,9 +230,23 @@ def segment_weights(
     counts = owns & valid[None, :]
     if not train_shared_by_all:
         counts &= ~(owns | ~valid[None, :]).all(axis=1, keepdims=True)
+    positive, negative, members = _sums(advantages, counts)
+    return SegmentWeights(positive=positive, negative=negative, members=members)
+
+
+def chunk_weights(advantages: np.ndarray, owns: np.ndarray, valid: np.ndarray) -> ChunkWeights:
+    """From each member's advantage in each chunk to what the chunk's one forward pass needs.
+
+    Args:
+        advantages: float ``[N, G]``.
+        owns: bool ``[N, G]``, whether a member executed the chunk.
+        valid: bool ``[G]``; a member that was lost counts nowhere.
+    """
+    positive, negative, members = _sums(advantages, owns & valid[None, :])
+    return ChunkWeights(positive=positive, negative=negative, members=members)
+
+
+def _sums(advantages: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per row, the sums of positive and of negative advantages and the number of members, of those that count."""
     own = np.where(counts, advantages, 0.0)
-    return SegmentWeights(
-        positive=own.clip(min=0.0).sum(axis=1),
-        negative=own.clip(max=0.0).sum(axis=1),
-        members=counts.sum(axis=1).astype(np.float64),
-    )
+    return own.clip(min=0.0).sum(axis=1), own.clip(max=0.0).sum(axis=1), counts.sum(axis=1).astype(np.float64)

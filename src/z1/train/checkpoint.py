@@ -18,6 +18,7 @@ from z1.policy.policy import Policy
 from z1.train.trained import TrainedWeights
 
 FORMAT = "z1.training-state/3"
+ADAPTERS_FILE = "adapters.safetensors"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,7 +52,7 @@ def save_checkpoint(
     Args:
         path: Folder of the checkpoint.
         policy: Sizes and processor of the policy folder ``policy/``, which every command can load.
-        trained: Its weights.
+        trained: Its weights; adapters are merged there, and lie in ``adapters.safetensors`` as well.
         optimizer: Its tensors go to ``optimizer.safetensors``.
         state: Everything else.
         extra_tensors: Further tensors, for example averaged weights, kept in ``extra.safetensors``.
@@ -62,6 +63,8 @@ def save_checkpoint(
     tensors, groups = _flatten(optimizer.state_dict())
     with atomic_folder(path, replace=True) as folder:
         policy.save(folder / "policy", tensors=trained.tensors())
+        if adapters := trained.state():
+            save_file({k: v.contiguous() for k, v in adapters.items()}, folder / ADAPTERS_FILE)
         save_file(tensors, folder / "optimizer.safetensors")
         save_file({k: v.contiguous() for k, v in (extra_tensors or {}).items()}, folder / "extra.safetensors")
         write_json(folder / "state.json", {"format": FORMAT, "optimizer_groups": groups, **asdict(state)})
@@ -88,13 +91,8 @@ def load_checkpoint(
     found = data.get("format") if isinstance(data, dict) else None
     if found != FORMAT:
         raise CheckpointError(f"{path / 'state.json'} has format {found!r}; expected {FORMAT!r}")
-    policy.load_weights(path / "policy", into=trained.tensors())
-    trained.publish()
-    try:
-        tensors = load_file(path / "optimizer.safetensors")
-        extra = load_file(path / "extra.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"optimizer state in {path} cannot be read: {error}; use an older checkpoint") from error
+    trained.load(policy, path / "policy", _read(path / ADAPTERS_FILE) if (path / ADAPTERS_FILE).exists() else {})
+    tensors, extra = _read(path / "optimizer.safetensors"), _read(path / "extra.safetensors")
     try:
         optimizer.load_state_dict(_unflatten(tensors, data["optimizer_groups"]))
     except (KeyError, TypeError, ValueError) as error:
@@ -106,6 +104,14 @@ def load_checkpoint(
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path / 'state.json'} is incomplete: {error}; use an older checkpoint") from error
     return state, extra
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        kind = "optimizer state" if path.stem == "optimizer" else f"{path.stem} tensors"
+        raise CheckpointError(f"{kind} in {path.parent} cannot be read: {error}; use an older checkpoint") from error
 
 
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:

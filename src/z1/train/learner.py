@@ -18,7 +18,7 @@ from z1.policy.policy import Policy
 from z1.rollout.groups import TrainingBatch
 from z1.seeding import Seeds
 from z1.train.objectives import Objective
-from z1.train.trained import TrainedWeights
+from z1.train.trained import TrainedWeights, adapters_of
 
 SIGNAL = 1e-6
 """Smallest summed advantage of a chunk that counts as a signal; z-scores add up to zero only up to rounding."""
@@ -104,6 +104,7 @@ class Learner:
             precision=precision,
             learning_rate=update.learning_rate,
             vlm_learning_rate=update.vlm_learning_rate or update.learning_rate,
+            adapters=adapters_of(update.mode, update.lora_rank, update.lora_alpha, seeds),
         )
         policy.model.recompute_activations(update.recompute_activations)
         groups = self.trained.groups

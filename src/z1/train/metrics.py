@@ -49,6 +49,9 @@ METRICS: dict[str, Metric] = {
     ),
     "rollout/prefix_device_bytes": Metric("bytes", "Device memory that their stored VLM prefixes take"),
     "rollout/prefix_host_bytes": Metric("bytes", "Host memory that their stored VLM prefixes take, in whole slots"),
+    "critic/explained_variance": Metric(
+        "0..1", "Share of the returns' variance that the critic explains, over all chunks of scenes it never trained on"
+    ),
     "update/loss": Metric("loss", "Loss of the first minibatch, before its optimizer step"),
     "update/approx_kl": Metric("nats", "KL divergence from the behaviour policy, estimated on the last minibatch"),
     "update/clip_fraction": Metric("0..1", "Share of chunks whose gradient was clipped, last minibatch"),
@@ -86,13 +89,17 @@ METRICS: dict[str, Metric] = {
     "time/sim_s": Metric("seconds", "Stepping the simulators so far, measured inside the hosts and summed over them"),
     "time/render_s": Metric("seconds", "Rendering so far, measured inside the hosts and summed over them"),
     "time/policy_s": Metric("seconds", "Policy calls during rollouts so far, part of time/rollout_s"),
+    "time/critic_s": Metric("seconds", "Training the critic, so far"),
     "time/overhead_s": Metric(
         "seconds", "Planning, branching and bookkeeping of rollouts so far: neither policy nor simulators"
     ),
     "time/total_s": Metric("seconds", "Wall-clock of the run so far, pauses between stop and resume left out"),
     "sft/step": Metric("steps", "Optimizer steps done"),
     "sft/loss": Metric("loss", "Flow-matching loss of the step's batch"),
-    "sft/validation_loss": Metric("loss", "Flow-matching loss on held-out episodes, with fixed frames and noise"),
+    "sft/validation_loss": Metric(
+        "loss", "Flow-matching loss on held-out episodes, with fixed frames and noise; the mean over data sets"
+    ),
+    "sft/validation_loss/N": Metric("loss", "The same of data set number N, from 0, when there are several"),
     "sft/learning_rate": Metric("1", "Learning rate of the step"),
     "sft/grad_norm": Metric("norm", "Global gradient norm before clipping"),
     "sft/samples_per_s": Metric("samples/s", "Training speed since the start or the last resume"),
@@ -102,12 +109,19 @@ METRICS: dict[str, Metric] = {
 GROUPS: dict[str, str] = {
     "iteration": "Where a record belongs",
     "rollout": "Training rollouts of the iteration",
+    "critic": "The critic of the iteration",
     "update": "The update of the iteration",
     "eval": "Validation on fixed scenes",
     "cost": "Work done so far (cumulative)",
     "time": "Time spent so far (cumulative)",
     "sft": "Supervised fine-tuning",
 }
+
+
+def described(key: str) -> str:
+    """The key under which ``METRICS`` describes a metric: a number at the end stands there as ``N``."""
+    stem, _, last = key.rpartition("/")
+    return f"{stem}/N" if last.isdigit() else key
 
 
 def metrics_markdown() -> str:
@@ -356,7 +370,7 @@ class MetricsWriter:
 
 def _plain(key: str, value: object) -> Value:
     """A JSON value of a metric."""
-    if key not in METRICS:
+    if described(key) not in METRICS:
         raise ValueError(f"metric {key!r} is not in z1.train.metrics.METRICS; describe it there first")
     if isinstance(value, str):
         return value

@@ -48,7 +48,8 @@ def check_resume(
     Raises:
         ConfigError: Names the settings that differ.
     """
-    before, now = _by_path(stored), _by_path(config_to_dict(config))
+    known = config_from_dict(type(config), stored, source=folder)  # as older versions wrote them
+    before, now = _by_path(config_to_dict(known)), _by_path(config_to_dict(config))
     ignored = {"out", "wandb", *may_change}
     differing = [
         f"{name} was {before.get(name)!r}, is {now[name]!r}"

@@ -1,10 +1,15 @@
-"""Supervised fine-tuning on demonstrations: the flow-matching loss over chunks of recorded actions."""
+"""Supervised fine-tuning on demonstrations: the flow-matching loss over chunks of recorded actions.
+
+Several data sets get equal shares: of any D samples in a row, D being their number, each gives one. Each is gone
+through in permutations of its own, so a small one is seen more often than a large one; what a step sees follows from
+the run seed and the number of the step alone.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +19,14 @@ import torch
 from z1.algo.loss import flow_matching_error
 from z1.config import SftConfig
 from z1.data.lerobot import LeRobotDataset
+from z1.data.mixture import Mixture
 from z1.errors import CheckpointError, ConfigError
 from z1.policy import flow
 from z1.policy.policy import Policy
 from z1.seeding import Seeds
 from z1.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from z1.train.metrics import MetricsWriter, completed, read_metrics
-from z1.train.trained import TrainedWeights
+from z1.train.trained import TrainedWeights, adapters_of
 from z1.types import Observations
 
 LAST, BEST = "checkpoints/last", "checkpoints/best"
@@ -31,7 +37,7 @@ LOG_EVERY = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frames:
-    """Every frame of a dataset, in memory.
+    """Every frame of some data sets, in memory.
 
     Attributes:
         images: uint8 ``[N, V, height, width, 3]``.
@@ -44,15 +50,13 @@ class Frames:
     instructions: tuple[str, ...]
 
     @classmethod
-    def of(cls, dataset: LeRobotDataset, cameras: tuple[str, ...]) -> Frames:
+    def of(cls, mixture: Mixture, cameras: tuple[str, ...]) -> Frames:
         """Decodes the videos of some cameras.
 
         Raises:
             DatasetError: A camera or video is missing or damaged.
         """
-        images = np.stack([dataset.images(camera) for camera in cameras], axis=1)
-        everyone = np.arange(dataset.num_frames)
-        return cls(images=images, state=dataset.state, instructions=dataset.instructions(everyone))
+        return cls(images=mixture.images(cameras), state=mixture.state, instructions=mixture.instructions)
 
     def observations(self, index: np.ndarray) -> Observations:
         """The observations of some frames."""
@@ -64,12 +68,12 @@ class Frames:
 
 
 class SftTrainer:
-    """Trains one policy on one dataset.
+    """Trains one policy on one or more data sets.
 
     Args:
         config: Settings.
         policy: The policy; its weights change.
-        dataset: The demonstrations.
+        datasets: The demonstrations, D data sets that fit together.
         folder: The run folder.
         metrics: Where the records go.
         on_step: Called after each step with (steps done, loss).
@@ -79,26 +83,29 @@ class SftTrainer:
         self,
         config: SftConfig,
         policy: Policy,
-        dataset: LeRobotDataset,
+        datasets: Sequence[LeRobotDataset],
         folder: Path,
         metrics: MetricsWriter,
         on_step: Callable[[int, float], None] = lambda step, loss: None,
     ) -> None:
         self.config, self.policy, self.folder, self.metrics = config, policy, folder, metrics
-        self._dataset = dataset
+        self._mixture = Mixture(datasets)
         self._on_step = on_step
         self._seeds = Seeds(config.seed)
-        self._frames = Frames.of(dataset, policy.processor.cameras)
-        self._train, self._held_out = self._split()
+        self._frames = Frames.of(self._mixture, policy.processor.cameras)
+        parts = [self._split(number) for number in range(len(datasets))]
+        self._train, self._held_out = [train for train, _ in parts], [held_out for _, held_out in parts]
         self.trained = TrainedWeights(
             policy.model,
             config.mode,
             precision=config.precision,
             learning_rate=config.learning_rate,
-            vlm_learning_rate=config.learning_rate,
+            vlm_learning_rate=config.vlm_learning_rate or config.learning_rate,
+            adapters=adapters_of(config.mode, config.lora_rank, config.lora_alpha, self._seeds),
         )
         policy.model.recompute_activations(config.recompute_activations)
         groups = self.trained.groups
+        self._peak_rates = [group["lr"] for group in groups]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=config.weight_decay)
         self._parameters = [p for group in groups for p in group["params"]]
         self._average = {n: p.detach().clone() for n, p in self.trained.by_name.items()} if config.ema_decay else {}
@@ -158,52 +165,65 @@ class SftTrainer:
         first = min(self.config.validate_every, self.config.steps)
         return path.exists() and any(completed(record) >= first for record in read_metrics(path))
 
-    def _split(self) -> tuple[np.ndarray, np.ndarray]:
-        """Frame numbers of the training and of the held-out episodes."""
-        episodes = len(self._dataset.episodes)
-        held_out = round(self.config.validation_fraction * episodes)
+    def _split(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Frame numbers of the training and of the held-out episodes of a data set."""
+        dataset, config = self._mixture.datasets[number], self.config
+        episodes = len(dataset.episodes)
+        held_out = round(config.validation_fraction * episodes)
         if episodes - held_out < 1:
+            of = f" in {config.dataset[number]}" if number else ""
             raise ConfigError(
-                f"validation_fraction {self.config.validation_fraction} leaves no training episode of {episodes}; "
+                f"validation_fraction {config.validation_fraction} leaves no training episode of {episodes}{of}; "
                 "lower it"
             )
-        order = self._seeds.rng("sft", "split").permutation(episodes)
-        in_held_out = np.isin(self._dataset.episode_index, order[:held_out])
-        return np.flatnonzero(~in_held_out), np.flatnonzero(in_held_out)
+        order = self._seeds.rng("sft", *_address(number), "split").permutation(episodes)
+        in_held_out = np.isin(dataset.episode_index, order[:held_out])
+        first = self._mixture.first_frame[number]
+        return first + np.flatnonzero(~in_held_out), first + np.flatnonzero(in_held_out)
 
     def _set_rate(self, step: int) -> float:
-        """Linear warmup, then a cosine to a hundredth of the peak."""
+        """Linear warmup, then a cosine to a hundredth of the peak; gives the action expert's."""
         config = self.config
         if step < config.warmup_steps:
             factor = (step + 1) / config.warmup_steps
         else:
             progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
             factor = FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor
+        for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
+            group["lr"] = peak * factor
         return config.learning_rate * factor
 
     def _batch(self, step: int) -> np.ndarray:
-        """Frame numbers of a step's batch: every epoch is one permutation of the training frames."""
+        """Frame numbers of a step's batch: sample number s of the run comes from data set s modulo D."""
         size, count = self.config.batch_size, len(self._train)
-        first, last = step * size, (step + 1) * size
+        samples = np.arange(step * size, (step + 1) * size)
+        index = np.empty(size, np.int64)
+        for number in range(count):
+            own = samples % count == number
+            if own.any():
+                turns = samples[own] // count
+                index[own] = self._walk(number, int(turns[0]), int(turns[-1]) + 1)
+        return index
+
+    def _walk(self, number: int, first: int, last: int) -> np.ndarray:
+        """Frame numbers of some of a data set's samples: every epoch is one permutation of its training frames."""
+        frames = self._train[number]
+        count = len(frames)
         rows = [
-            self._seeds.rng("sft", "epoch", epoch).permutation(count)[
+            self._seeds.rng("sft", *_address(number), "epoch", epoch).permutation(count)[
                 max(first - epoch * count, 0) : last - epoch * count
             ]
             for epoch in range(first // count, (last - 1) // count + 1)
         ]
-        return self._train[np.concatenate(rows)]
+        return frames[np.concatenate(rows)]
 
     def _step(self, step: int) -> tuple[float, float]:
         rng = self._seeds.rng("sft", "step", step)
         observations = self._frames.observations(index := self._batch(step))
         if self.config.image_shift:
             observations = shift_images(observations, self.config.image_shift, rng)
-        loss = self._loss(observations, index, rng)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.grad_clip)
-        value, norm_value = float(loss.detach()), float(norm)
+        value = self._pass(observations, index, rng)
+        norm_value = float(torch.nn.utils.clip_grad_norm_(self._parameters, self.config.grad_clip))
         if not (math.isfinite(value) and math.isfinite(norm_value)):
             raise ConfigError(
                 f"training diverged at step {step}: loss {value:g}, gradient norm {norm_value:g}; "
@@ -216,24 +236,37 @@ class SftTrainer:
             average.lerp_(self.trained.by_name[name].detach(), 1.0 - self.config.ema_decay)
         return value, norm_value
 
-    def _loss(self, observations: Observations, index: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-        """Mean flow-matching loss of some frames; steps beyond an episode's end do not count."""
+    def _pass(self, observations: Observations, index: np.ndarray, rng: np.random.Generator) -> float:
+        """Mean flow-matching loss of some frames and, where gradients are on, its gradient, one microbatch at a time.
+
+        Steps beyond an episode's end do not count. Noise and times are drawn for all of them at once.
+        """
         policy = self.policy
-        chunks, padded = self._dataset.action_chunks(index, policy.config.horizon)
+        chunks, padded = self._mixture.action_chunks(index, policy.config.horizon)
         actions = policy.normalize_actions(chunks)
         noise = torch.from_numpy(rng.standard_normal(tuple(actions.shape), dtype=np.float32)).to(actions)
         t = flow.sample_time(torch.from_numpy(rng.random(len(index), dtype=np.float32))).to(actions)
-        prefix = policy.model.encode_prefix(policy.prepare(observations))
-        velocity = policy.model.velocity(prefix, flow.interpolate(actions, noise, t), t)
         mask = torch.from_numpy(~padded).to(actions.device)
-        return flow_matching_error(velocity, flow.target(actions, noise), mask).mean()
+        x_t, target = flow.interpolate(actions, noise, t), flow.target(actions, noise)
+        total = 0.0
+        for part in torch.arange(len(index)).split(self.config.microbatch or len(index)):
+            prefix = policy.model.encode_prefix(policy.prepare(observations.rows(part.numpy())))
+            velocity = policy.model.velocity(prefix, x_t[part], t[part])
+            loss = flow_matching_error(velocity, target[part], mask[part]).sum() / len(index)
+            if loss.requires_grad:
+                loss.backward()
+            total += float(loss.detach())
+        return total
 
     def _validate_and_save(self) -> dict[str, float]:
         record: dict[str, float] = {}
         with self._averaged_weights():
-            if len(self._held_out):
-                loss = self._validation_loss()
+            losses = self._validation_losses()
+            if losses:
+                loss = sum(losses.values()) / len(losses)
                 record["sft/validation_loss"] = loss
+                if len(self._train) > 1:
+                    record |= {f"sft/validation_loss/{number}": own for number, own in losses.items()}
                 if self.state.best is None or loss < self.state.best:
                     self.state.best, self.state.best_step = loss, self.state.step
                     save_checkpoint(self.folder / BEST, self.policy, self.trained, self.optimizer, self.state)
@@ -243,16 +276,24 @@ class SftTrainer:
         return record
 
     @torch.no_grad()
-    def _validation_loss(self) -> float:
-        """Loss on fixed held-out frames with fixed noise, comparable between steps."""
-        rng = self._seeds.rng("sft", "validation")
-        index = rng.choice(self._held_out, size=VALIDATION_DRAWS, replace=len(self._held_out) < VALIDATION_DRAWS)
+    def _validation_losses(self) -> dict[int, float]:
+        """By number of the data set, the loss on fixed held-out frames with fixed noise, comparable between steps."""
+        return {number: self._validation_loss(number) for number, held in enumerate(self._held_out) if len(held)}
+
+    def _validation_loss(self, number: int) -> float:
+        rng, frames = self._seeds.rng("sft", *_address(number), "validation"), self._held_out[number]
+        index = rng.choice(frames, size=VALIDATION_DRAWS, replace=len(frames) < VALIDATION_DRAWS)
         parts = np.array_split(index, math.ceil(len(index) / self.config.batch_size))
-        losses = [float(self._loss(self._frames.observations(p), p, rng)) * len(p) for p in parts]
+        losses = [self._pass(self._frames.observations(p), p, rng) * len(p) for p in parts]
         return sum(losses) / len(index)
 
     def _averaged_weights(self) -> _Swapped:
         return _Swapped(self.trained, self._average)
+
+
+def _address(number: int) -> tuple[str | int, ...]:
+    """Where a data set's random draws branch off; the first one draws what it would draw alone."""
+    return ("data set", number) if number else ()
 
 
 class _Swapped:

@@ -7,6 +7,9 @@ learning rate would vanish in bfloat16 weights: 5e-6 is less than the distance b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +17,13 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from z1.config import Precision
+from z1.errors import CheckpointError
+from z1.policy.lora import adapted, add_adapters, merged
 from z1.policy.pi05 import Pi05
+from z1.policy.policy import Policy
 from z1.policy.trainable import parameter_groups
 from z1.policy.weights import parameter_dtype
+from z1.seeding import Seeds
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -28,6 +35,26 @@ def settled_precision(precision: Precision, device: torch.device) -> Precision:
     return "bfloat16" if device.type == "cuda" else "float32"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapters:
+    """Low-rank adapters to add, see ``add_adapters``.
+
+    Attributes:
+        rank: Of every update.
+        alpha: Scale times rank.
+        seeds: Source of their first values.
+    """
+
+    rank: int
+    alpha: float
+    seeds: Seeds
+
+
+def adapters_of(mode: str, rank: int, alpha: float, seeds: Seeds) -> Adapters | None:
+    """The adapters that settings ask for; None in other modes than ``lora``."""
+    return Adapters(rank=rank, alpha=alpha, seeds=seeds) if mode == "lora" else None
+
+
 class TrainedWeights:
     """What an optimizer steps, and the network that follows.
 
@@ -35,19 +62,31 @@ class TrainedWeights:
     that trains and computes in float32 is its own master.
 
     Args:
-        model: The network; its parameters' dtype and ``requires_grad`` are set.
+        model: The network; its parameters' dtype and ``requires_grad`` are set, and in mode ``lora`` its VLM is given
+            adapters.
         mode: What trains, see ``parameter_groups``.
         precision: What the network computes in.
         learning_rate: Of the action expert.
         vlm_learning_rate: Of the VLM, where it trains.
+        adapters: Of mode ``lora``.
 
     Attributes:
         groups: Optimizer groups of float32 tensors; each with ``params``, ``lr`` and ``name``.
     """
 
     def __init__(
-        self, model: Pi05, mode: str, *, precision: Precision, learning_rate: float, vlm_learning_rate: float
+        self,
+        model: Pi05,
+        mode: str,
+        *,
+        precision: Precision,
+        learning_rate: float,
+        vlm_learning_rate: float,
+        adapters: Adapters | None = None,
     ) -> None:
+        assert (mode == "lora") == (adapters is not None), mode
+        if adapters is not None:
+            add_adapters(model.vlm, rank=adapters.rank, alpha=adapters.alpha, seeds=adapters.seeds)
         self._model = model
         self._masters: dict[str, Tensor] = {}
         self._trained: dict[str, Tensor] = {}
@@ -79,7 +118,36 @@ class TrainedWeights:
             self._model.get_parameter(name).copy_(master)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The whole network by name, the masters in place of what was rounded: for writing and for reading into."""
+        """The whole network as a policy's folder holds it: masters in place of what was rounded, adapters merged."""
+        return merged(self._model, self._own())
+
+    def state(self) -> dict[str, Tensor]:
+        """What such a folder cannot give back: adapters, and what they adapt. By name; empty without adapters."""
+        own, parts = self._own(), adapted(self._model)
+        return {f"{name}.{kind}": own[f"{name}.{kind}"] for name in parts for kind in ("weight", "lora_a", "lora_b")}
+
+    @torch.no_grad()
+    def load(self, policy: Policy, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Puts back what ``tensors`` and ``state`` gave.
+
+        Args:
+            policy: The policy of the network.
+            folder: A policy's folder with ``tensors``.
+            state: By name.
+
+        Raises:
+            CheckpointError: They are missing, damaged or of another size.
+        """
+        own, apart = self._own(), self.state()
+        if {n: t.shape for n, t in state.items()} != {n: t.shape for n, t in apart.items()}:
+            raise CheckpointError(f"the adapters beside {folder} are not those of this run; use an older checkpoint")
+        policy.load_weights(folder, into={name: tensor for name, tensor in own.items() if name not in apart})
+        for name, tensor in apart.items():
+            tensor.copy_(state[name])
+        self.publish()
+
+    def _own(self) -> dict[str, Tensor]:
+        """Every parameter by name, masters in place of what was rounded; the tensors themselves."""
         return {**self._model.state_dict(), **self._masters}
 
 

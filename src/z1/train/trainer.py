@@ -18,20 +18,22 @@ from z1.eval.evaluate import EpisodeResult, evaluate_policy
 from z1.eval.stats import wilson
 from z1.files import atomic_folder
 from z1.machine import GIB, memory_gib
+from z1.policy.pi05 import SUMMARY_LAYERS
 from z1.policy.policy import Policy
 from z1.policy.prefix_cache import PrefixCounters, PrefixStore
 from z1.rollout.collector import Collector, Exploration
 from z1.rollout.groups import RolloutCost, RolloutGroup, Rollouts, TrainingBatch, build_training_batch
 from z1.rollout.prefix import PrefixSchedule
 from z1.rollout.scenes import SceneSource
-from z1.rollout.tree import SegmentWeights
+from z1.rollout.tree import ChunkWeights, SegmentWeights
 from z1.seeding import Seeds
 from z1.sims.pool import SimPool
 from z1.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from z1.train.critic import Critic, explained_variance
 from z1.train.learner import Learner, UpdateStats
 from z1.train.metrics import MetricsWriter
 from z1.train.objectives import make_objective
-from z1.train.score import advantage_weights_of, group_returns, success_weights_of
+from z1.train.score import advantage_weights_of, critic_weights_of, group_returns, success_weights_of
 from z1.types import Scene
 
 LAST, BEST = "checkpoints/last", "checkpoints/best"
@@ -98,6 +100,11 @@ class Trainer:
         )
         self.schedule = PrefixSchedule(config.rollout, chunks)
         self.scenes = SceneSource(config.task, self.seeds, config.rollout.replay)
+        self.critic: Critic | None = None
+        if config.rollout.advantage == "critic":
+            vlm = policy.config.vlm
+            summary = 2 * min(SUMMARY_LAYERS, vlm.depth) * vlm.kv_heads * vlm.head_dim
+            self.critic = Critic(summary + policy.processor.state_dim + 1, chunks=chunks, seeds=self.seeds)
 
     def run(self) -> TrainingState:
         """Runs to the last iteration, from the checkpoint's iteration after ``resume``."""
@@ -108,6 +115,7 @@ class Trainer:
             iteration = self.state.step
             prefix = self.schedule.prefix(self.progress)
             rollouts = self.collect(iteration, prefix)
+            valued = self.learn_values(rollouts, iteration)
             batch = self.score(rollouts)
             held = self._keep_prefixes(batch)
             stats = self.update(batch, iteration)
@@ -115,7 +123,7 @@ class Trainer:
             self.schedule.observe(rollouts.groups)
             self.scenes.observe(rollouts.groups)
             self.state.step = iteration + 1
-            record = self._record(iteration, rollouts, stats) | {"rollout/prefix": prefix} | held
+            record = self._record(iteration, rollouts, stats) | {"rollout/prefix": prefix} | valued | held
             before = self.state.totals.get("cost/env_steps", 0)
             self._count(rollouts.cost, stats)
             self.state.totals["time/total_s"] = time.perf_counter() - began
@@ -143,7 +151,7 @@ class Trainer:
         if self.store is not None:
             self.store.load_state(_unprefixed(extra, "store"))
         self.learner.objective.load_state({name: t.to(self.policy.device) for name, t in kept.items()}, self.store)
-        for name, part in (("schedule", self.schedule), ("scenes", self.scenes)):
+        for name, part in self._parts().items():
             part.load_state({key: t.numpy() for key, t in _unprefixed(extra, name).items()})
 
     @property
@@ -184,6 +192,7 @@ class Trainer:
                 stochastic_steps=settings.stochastic_steps,
                 group_noise=settings.initial_noise == "group",
                 exclude_last_step=settings.exclude_last_step,
+                summarise=self.critic is not None,
             ),
             keep=self.keeps,
             max_env_steps=self._env_steps_left(),
@@ -198,15 +207,34 @@ class Trainer:
     def keeps(self, group: RolloutGroup) -> bool:
         """The group filter: bounds on the mean return, and something to train on beyond what all members share."""
         within = self._filter.keeps(group_returns(group, self.config.rollout), group.valid)
-        return within and bool(self.weights(group).members.any())
+        return within and (self.critic is not None or bool(self._compared(group).members.any()))
+
+    def learn_values(self, rollouts: Rollouts, iteration: int) -> dict[str, float]:
+        """Trains the critic, if there is one, on all groups; returns how well it knows those to train on."""
+        if self.critic is None:
+            return {}
+        began = time.perf_counter()
+        settings = self.config.rollout
+        returns = [group_returns(group, settings) for group in rollouts.groups]
+        self.critic.fit(rollouts.groups, returns, rollouts.ticks, iteration)
+        values = [self.critic.values(group, rollouts.ticks) for group in rollouts.groups]
+        self._add("time/critic_s", time.perf_counter() - began)
+        return {"critic/explained_variance": explained_variance(rollouts.groups, returns, values)}
 
     def score(self, rollouts: Rollouts) -> TrainingBatch | None:
         """Returns, advantages, and the batch of chunks to train on (None when no group was kept)."""
-        weights = [self.weights(group) for group in rollouts.kept]
+        weights = self.weights(rollouts)
         return build_training_batch(rollouts.kept, weights, rollouts.ticks, self.config.acting.chunk_length)
 
-    def weights(self, group: RolloutGroup) -> SegmentWeights:
-        """What each segment of a group counts in the loss."""
+    def weights(self, rollouts: Rollouts) -> list[ChunkWeights]:
+        """What each chunk of the kept groups counts in the loss."""
+        if self.critic is not None:
+            values = [self.critic.values(group, rollouts.ticks) for group in rollouts.kept]
+            return critic_weights_of(rollouts.kept, values, self.config.rollout)
+        return [self._compared(group).spread(group.segment_lengths) for group in rollouts.kept]
+
+    def _compared(self, group: RolloutGroup) -> SegmentWeights:
+        """What each segment of a group counts where members are compared with each other."""
         if self.config.update.objective == "filtered_bc":
             return success_weights_of(group)
         return advantage_weights_of(group, self.config.rollout)
@@ -311,8 +339,7 @@ class Trainer:
 
     def _extra(self) -> dict[str, Tensor]:
         """State beyond weights and optimizer that an exact resume needs."""
-        arrays = {f"schedule.{name}": array for name, array in self.schedule.state().items()}
-        arrays |= {f"scenes.{name}": array for name, array in self.scenes.state().items()}
+        arrays = {f"{name}.{key}": array for name, part in self._parts().items() for key, array in part.state().items()}
         objective = {f"objective.{name}": t for name, t in self.learner.objective.state().items()}
         return objective | self._stored() | {name: torch.from_numpy(array) for name, array in arrays.items()}
 
@@ -323,6 +350,11 @@ class Trainer:
         prefixes = (batch.prefix for batch in self.learner.objective.remembered())
         ids = [number for prefix in prefixes if prefix is not None for number in prefix.ids.tolist()]
         return {f"store.{name}": t for name, t in self.store.state(ids).items()}
+
+    def _parts(self) -> dict[str, PrefixSchedule | SceneSource | Critic]:
+        """What has state of its own besides weights, optimizer and objective."""
+        parts: dict[str, PrefixSchedule | SceneSource | Critic] = {"schedule": self.schedule, "scenes": self.scenes}
+        return parts if self.critic is None else parts | {"critic": self.critic}
 
     def _add(self, key: str, value: float) -> None:
         self.state.totals[key] = self.state.totals.get(key, 0) + value

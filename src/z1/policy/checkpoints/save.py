@@ -16,6 +16,7 @@ from z1.policy.checkpoints.sidecar import write_sidecar
 from z1.policy.checkpoints.write_lerobot import write_lerobot
 from z1.policy.checkpoints.write_openpi import write_openpi
 from z1.policy.checkpoints.write_shared import CUSTOM, TOKENIZER_FOLDER, variants
+from z1.policy.lora import merged
 from z1.policy.policy import Policy
 from z1.policy.tensor_files import MODEL_FILE, Entry, OnBytes, write_tensors
 from z1.policy.weights import EMBEDDING, VLM_HEAD, dead_foreign_shapes, foreign_rules
@@ -71,7 +72,7 @@ def _write_weights(policy: Policy, folder: Path, format: CheckpointFormat, on_by
     """
     lerobot = format == "lerobot"
     prefix = "model." if lerobot else ""
-    parameters = policy.model.state_dict()
+    parameters = merged(policy.model, policy.model.state_dict())
     entries: list[Entry] = []
 
     def add(name: str, tensor: Tensor) -> None:
