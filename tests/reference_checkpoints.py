@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -157,14 +158,55 @@ def write_openpi(
     return folder
 
 
-def write_lerobot(folder: Path, d: Dims = TINY, *, mode: str = "QUANTILES", tokenizer: bool = True) -> Path:
+FULL = Dims(
+    vision=1152,
+    vision_layers=27,
+    vision_mlp=4304,
+    patch=14,
+    image=224,
+    vlm=2048,
+    layers=18,
+    vlm_mlp=16384,
+    head_dim=256,
+    vocab=257152,
+    expert=1024,
+    expert_mlp=4096,
+    action=32,
+)
+"""pi0.5 as published."""
+
+
+def write_random(path: Path, shapes: dict[str, tuple[int, ...]], metadata: dict[str, str]) -> None:
+    """A bfloat16 safetensors file of any size with little memory: one block of random numbers again and again."""
+    block = torch.empty(2**22).normal_(std=0.02, generator=torch.Generator().manual_seed(7)).to(torch.bfloat16)
+    data = block.view(torch.uint8).numpy().tobytes()
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for shape in shapes.values():
+            whole, rest = divmod(2 * prod(shape), len(data))
+            for _ in range(whole):
+                file.write(data)
+            file.write(data[:rest])
+
+
+def write_lerobot(
+    folder: Path, d: Dims = TINY, *, mode: str = "QUANTILES", tokenizer: bool = True, weights: bool = True
+) -> Path:
     """What ``PI05Policy.save_pretrained`` and the processors' ``save_pretrained`` leave in a directory (0.6)."""
     folder.mkdir(parents=True)
-    save_file(
-        {f"model.{name}": tensor for name, tensor in tensors(d).items()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    if weights:
+        save_file(
+            {f"model.{name}": tensor for name, tensor in tensors(d).items()},
+            folder / "model.safetensors",
+            metadata={"format": "pt"},
+        )
     images = {f"observation.images.{name}": {"type": "VISUAL", "shape": [3, d.image, d.image]} for name in CAMERAS}
     state = {"observation.state": {"type": "STATE", "shape": [STATE_DIM]}}
     action = {"action": {"type": "ACTION", "shape": [ACTION_DIM]}}

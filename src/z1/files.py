@@ -65,6 +65,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         ) from error
     try:
         yield temporary
+        _open_up(temporary)
         if path.exists():
             retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
             os.replace(path, retired / path.name)
@@ -78,6 +79,13 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open_up(folder: Path) -> None:
+    """Lets others read what a library wrote for its owner alone, as safetensors does."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.stat().st_mode & 0o077:
+            path.chmod(0o644)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -20,6 +20,7 @@ from z1.errors import CheckpointError, ConfigError, RunFolderError
 from z1.policy import CheckpointOverrides, Policy, load_policy, save_policy
 from z1.policy.checkpoints.save import differences
 from z1.policy.config import PolicyConfig, ProcessorConfig
+from z1.policy.pi05 import Pi05
 
 RNG = np.random.Generator(np.random.Philox(key=3))
 STATE, ACTION = RNG.normal(size=(300, 3)), RNG.uniform(-1.5, 0.5, (300, 4)) / 3
@@ -291,18 +292,32 @@ def test_differences_are_told() -> None:
     policy = make(prompt="no_state")
     assert differences(policy, "z1") == []
     assert differences(policy, "lerobot") == [
+        "LeRobot builds networks of pi0.5's own sizes; it does not load this one.",
+        "LeRobot up to 0.6.1 looks for the tokenizer where it is started: start it in the new folder, or override "
+        "tokenizer_name of its tokenizer_processor with the path of tokenizer/; it needs the packages sentencepiece "
+        "and protobuf.",
         "LeRobot since 0.5 writes the state into the prompt in its real width; here the prompt is 'no_state'.",
         "LeRobot resizes without antialiasing; give it images of 32 pixels.",
         "Actions are not clipped to the policy's bounds there.",
     ]
     assert differences(make(action_low=None, action_high=None), "openpi") == [
+        "openpi builds networks of pi0.5's own sizes; it does not load this one.",
         "openpi's training config has to say: pi05=True, discrete_state_input=True; use_quantile_norm=True; "
-        "cameras front, wrist as its image keys in this order."
+        "cameras front, wrist as its image keys in this order.",
     ]
+
+
+def test_a_network_of_pi05s_sizes_needs_no_such_warning() -> None:
+    policy = make()
+    full = Policy(Pi05.blank(PolicyConfig.pi05()), policy.processor, policy.tokenizer)
+    assert not any("own sizes" in note for note in differences(full, "lerobot") + differences(full, "openpi"))
 
 
 def test_progress_is_told(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
+    save_policy(make(), tmp_path / "own", on_bytes=lambda done, total: told.append((done, total)))
+    assert told[-1][0] == told[-1][1] == sum(p.nbytes for p in make().model.parameters())
+    told.clear()
     save_policy(make(), tmp_path / "x", "openpi", on_bytes=lambda done, total: told.append((done, total)))
     assert told[-1][0] == told[-1][1]
     size = told[-1][1]

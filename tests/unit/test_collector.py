@@ -92,6 +92,15 @@ def test_members_of_a_group_share_their_scene_and_first_observation(policy: Poli
     assert (pool.alive, pool.released) == (0, 6)
 
 
+def test_the_modulation_is_computed_once_per_collection(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, times = policy.model.modulation, []
+    monkeypatch.setattr(policy.model, "modulation", lambda t: times.append(t) or original(t))
+    rollouts = collect(policy, ToyPool(outcome=lambda scene, member: False), live_members=3)
+    assert rollouts.cost.policy_calls == 8
+    assert len(times) == 2, "once, and once more to see that the weights stayed as they were"
+    assert torch.equal(times[0], times[1])
+
+
 def test_dropped_groups_are_replaced_by_the_next_scenes(policy: Policy) -> None:
     pool = ToyPool(outcome=every_third)
     rollouts = collect(policy, pool, keep=mixed)

@@ -66,6 +66,17 @@ def test_atomic_folder_refuses_to_replace_unless_asked(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
+def test_atomic_folder_can_be_read_by_others(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "d") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "private").touch(mode=0o600)
+        (folder / "group").touch()
+        (folder / "group").chmod(0o640)
+    assert (tmp_path / "d").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "d" / "sub" / "private").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "d" / "group").stat().st_mode & 0o777 == 0o640
+
+
 def test_unwritable_place_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match=r"cannot write .*File exists; free some space or choose another folder"):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from z1.policy import flow
 from z1.policy.config import PolicyConfig
+from z1.policy.denoise import Velocity
 from z1.policy.pi05 import ModelInput, Pi05, PrefixCache
 from z1.policy.sampler import SampledChunk, chunk_log_prob, sample_chunk
 
@@ -320,10 +321,13 @@ class GaussianFlow:
 
     centre, spread = 1.5, 0.4
 
-    def modulation(self, t: Tensor) -> Tensor:
-        return t[:, None]
+    def modulation_table(self, denoise_steps: int) -> Tensor:
+        return flow.time_grid(denoise_steps)[:-1, None]
 
-    def modulated_velocity(self, prefix: None, x: Tensor, modulation: Tensor) -> Tensor:
+    def denoiser(self, prefix: None, x: Tensor, modulation: Tensor) -> Velocity:
+        return self.velocity
+
+    def velocity(self, x: Tensor, modulation: Tensor) -> Tensor:
         t = modulation[:, :, None]
         variance = t**2 + (1 - t) ** 2 * self.spread**2
         slope = (t - (1 - t) * self.spread**2) / variance

@@ -1,9 +1,10 @@
 """The policy: a pi0.5 network of any size, its sampler, its input and output processing, and its checkpoints.
 
-Modules: ``config`` (sizes and processing), ``siglip``, ``gemma`` and ``pi05`` (the network), ``flow`` (pure maths of
-flow matching and its stochastic sampler), ``sampler`` (chunks and their log-probs), ``tokenizer``, ``tensor_files``
-(safetensors), ``weights`` (tensor names of other code bases), ``trainable`` (what trains), ``policy`` (everything
-together, with load and save) and ``checkpoints`` (the same from and to the layouts of LeRobot and openpi).
+Modules: ``config`` (sizes and processing), ``siglip``, ``gemma``, ``past`` and ``pi05`` (the network), ``speed`` and
+``denoise`` (how it is quick), ``flow`` (pure maths of flow matching and its stochastic sampler), ``sampler`` (chunks
+and their log-probs), ``tokenizer``, ``tensor_files`` (safetensors), ``weights`` (tensor names of other code bases),
+``trainable`` (what trains), ``policy`` (everything together, with load and save) and ``checkpoints`` (the same from and
+to the layouts of LeRobot and openpi).
 
 ``load_policy``, ``save_policy``, ``CheckpointOverrides`` and ``Policy`` are to be had from here; torch is imported when
 one of them is asked for.

@@ -9,6 +9,7 @@ Source: Gemma (arXiv 2403.08295); pi0 (arXiv 2410.24164) for the two experts; op
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +115,27 @@ def mask_bias(mask: Tensor) -> Tensor:
     """float32 ``[B, 1, 1, T]``, 0 where bool ``[B, T]`` is true and -inf elsewhere."""
     bias = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
     return bias.masked_fill_(~mask, float("-inf"))[:, None, None, :]
+
+
+class Past(Protocol):
+    """A prefix as the action tokens see it; see ``z1.policy.past`` for its layouts."""
+
+    table: Rotary
+    """Rotary table of the action tokens' positions."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of the action tokens to the prefix and to each other.
+
+        Args:
+            layer: Number of the layer.
+            query: ``[B, H, heads, head_dim]``, rotated.
+            key: ``[B, H, kv_heads, head_dim]``, rotated.
+            value: ``[B, H, kv_heads, head_dim]``.
+
+        Returns:
+            ``[B, H, heads * head_dim]``.
+        """
+        ...
 
 
 class GatedMlp(nn.Module):
@@ -267,47 +289,31 @@ class ActionExpert(nn.Module):
         """Dtype of the layers' matrices, which is the one they compute in."""
         return next(self.layers.parameters()).dtype
 
-    def forward(
-        self,
-        x: Tensor,
-        modulation: Tensor,
-        prefix_keys: Tensor,
-        prefix_values: Tensor,
-        prefix_mask: Tensor | None,
-    ) -> Tensor:
+    @property
+    def attention_dtype(self) -> torch.dtype:
+        """Dtype of keys and values: that of the layers' matrices, or autocast's where it is on."""
+        kind = next(self.layers.parameters()).device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
+
+    def forward(self, x: Tensor, modulation: Tensor, past: Past) -> Tensor:
         """Runs the expert.
 
         Args:
             x: ``[B, H, width]``, embedded noisy actions.
             modulation: float32 ``[B or 1, norms * 3 * width]``, of ``self.modulation``.
-            prefix_keys: ``[B, depth, L, kv_heads * head_dim]``.
-            prefix_values: As the keys.
-            prefix_mask: bool ``[B, L]``, or None when all prefix tokens count.
+            past: The prefixes of the B rows.
 
         Returns:
             ``[B, H, width]``, after the final norm.
         """
-        batch, horizon, width = x.shape
-        layout = self.layout
-        parts = modulation.view(-1, self.norms, 3, 1, width)
+        parts = modulation.view(-1, self.norms, 3, 1, x.shape[-1])
         scale, shift, gate = (1.0 + parts[:, :, 0]).unbind(1), parts[:, :, 1].unbind(1), parts[:, :, 2].unbind(1)
-        length = prefix_keys.shape[2]
-        steps = torch.arange(horizon, device=x.device)[None]
-        if prefix_mask is None:
-            table, bias = rotary(steps + length, layout.head_dim), None
-        else:
-            table = rotary(prefix_mask.sum(1, keepdim=True) + steps, layout.head_dim)
-            bias = functional.pad(mask_bias(prefix_mask), (0, horizon))
-        shape = (batch, length, layout.kv_heads, layout.head_dim)
-        past_keys, past_values = prefix_keys.unbind(1), prefix_values.unbind(1)
 
         def run(i: int, x: Tensor) -> Tensor:
-            layer, past_key, past_value = self.layers[i], past_keys[i], past_values[i]
+            layer = self.layers[i]
             assert isinstance(layer, ExpertLayer)
-            query, key, value = layer.attention.project(modulate(x, scale[2 * i], shift[2 * i]), table)
-            key = torch.cat((past_key.view(shape).to(key.dtype), key), dim=1)
-            value = torch.cat((past_value.view(shape).to(value.dtype), value), dim=1)
-            branch = layer.attention.out(attend(query, key, value, bias))
+            query, key, value = layer.attention.project(modulate(x, scale[2 * i], shift[2 * i]), past.table)
+            branch = layer.attention.out(past.attend(i, query, key, value))
             x = torch.addcmul(x, branch.to(x.dtype), gate[2 * i].to(x.dtype))
             branch = layer.mlp(modulate(x, scale[2 * i + 1], shift[2 * i + 1]))
             return torch.addcmul(x, branch.to(x.dtype), gate[2 * i + 1].to(x.dtype))

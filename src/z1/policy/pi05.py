@@ -9,7 +9,8 @@ Source: pi0.5 (arXiv 2504.16054); openpi and LeRobot for the numbers, see tests/
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,9 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from z1.policy import flow
 from z1.policy.config import PolicyConfig
-from z1.policy.gemma import ActionExpert, Vlm
+from z1.policy.denoise import ModulationTables, RecordedStep, RecordedSteps, Velocity, roomy
+from z1.policy.gemma import ActionExpert, Past, Vlm
+from z1.policy.past import AppendedPast, JoinedPast, SharedPast, masked_room
 from z1.policy.siglip import VisionEncoder
+from z1.policy.speed import SpeedSettings
 
 MIN_PERIOD, MAX_PERIOD = 4e-3, 4.0
 
@@ -132,6 +137,12 @@ class PrefixCache:
             full=all(part.full and part.mask.shape[1] == longest for part in parts),
         )
 
+    def repeated(self, rows: int) -> PrefixCache:
+        """Each row several times in a row, so that there are ``rows``; the same when there are already."""
+        if rows == len(self):
+            return self
+        return self.rows(torch.arange(len(self), device=self.keys.device).repeat_interleave(rows // len(self)))
+
     def summary(self, layers: int = SUMMARY_LAYERS) -> Tensor:
         """What the VLM made of each observation, as one vector: for a critic, not for acting.
 
@@ -201,12 +212,18 @@ class Pi05(nn.Module):
 
     Built by ``Pi05.initialised`` or by loading a checkpoint; the constructor alone leaves parameters without values
     when it runs on the meta device, as both of them make it do.
+
+    Attributes:
+        config: Sizes.
+        speed: What it does to be quick; may be replaced at any time.
     """
 
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         width = config.expert.width
         self.config = config
+        self.speed = SpeedSettings()
+        self._tables, self._recorded = ModulationTables(), RecordedSteps()
         self.vision = VisionEncoder(config.vision)
         self.projector = nn.Linear(config.vision.width, config.vlm.width)
         self.vlm = Vlm(config.vlm)
@@ -261,7 +278,7 @@ class Pi05(nn.Module):
         Returns:
             Keys and values of B rows; differentiable unless gradients are disabled.
         """
-        if trim:
+        if trim and self.speed.trim:
             inputs = inputs.trimmed()
         blocks = self._image_blocks(inputs.images, inputs.image_mask)
         x = torch.cat((blocks, self.vlm.embed(inputs.tokens).to(blocks.dtype)), dim=1)
@@ -302,11 +319,47 @@ class Pi05(nn.Module):
             condition = functional.silu(self.time_in(embed_time(t, self.config.expert.width)))
             return self.expert.modulation(functional.silu(self.time_out(condition)))
 
+    @contextmanager
+    def constant_weights(self) -> Iterator[None]:
+        """While it is in force the weights do not change: what depends on them alone is computed once.
+
+        A rollout of thousands of chunks needs one ``modulation_table``. May be nested.
+        """
+        self._tables.open()
+        try:
+            yield
+        except BaseException:
+            self._tables.abandon()
+            raise
+        with torch.no_grad():
+            self._tables.close(self._time_weights(), self._modulation_of_grid)
+
+    def modulation_table(self, denoise_steps: int) -> Tensor:
+        """``modulation`` at every time of the grid but the last.
+
+        Args:
+            denoise_steps: K.
+
+        Returns:
+            float32 ``[K, norms * 3 * width]``; differentiable unless gradients are disabled.
+        """
+        if torch.is_grad_enabled() or not self.speed.keep_modulation:
+            return self._modulation_of_grid(denoise_steps)
+        return self._tables.get(denoise_steps, self._time_weights(), self._modulation_of_grid)
+
+    def _modulation_of_grid(self, denoise_steps: int) -> Tensor:
+        return self.modulation(flow.time_grid(denoise_steps)[:-1].to(self.device))
+
+    def _time_weights(self) -> Iterator[Tensor]:
+        for part in (self.time_in, self.time_out, self.expert.modulation):
+            yield from part.parameters()
+
     def velocity(self, prefix: PrefixCache, x_t: Tensor, t: Tensor) -> Tensor:
         """The flow's velocity, noise minus action.
 
         Args:
-            prefix: B prefixes.
+            prefix: B prefixes; or fewer, that G rows each have in common: row ``i`` has prefix ``i // G``, of which
+                there is no copy.
             x_t: float32 ``[B, H, D]``, noisy actions.
             t: float32 ``[B]``, or ``[1]`` for all rows.
 
@@ -319,20 +372,88 @@ class Pi05(nn.Module):
         """``velocity`` with the time given by its ``modulation``.
 
         Args:
-            prefix: B prefixes.
+            prefix: As for ``velocity``.
             x_t: float32 ``[B, H, D]``.
             modulation: float32 ``[B or 1, norms * 3 * width]``.
 
         Returns:
             float32 ``[B, H, D]``.
         """
+        rows, horizon = x_t.shape[:2]
+        if self._shared(prefix, rows):
+            past: Past = SharedPast(*_contents(prefix), rows, horizon, self.config.vlm)
+        else:
+            past = JoinedPast(*_contents(prefix.repeated(rows)), horizon, self.config.vlm)
+        return self._velocity(x_t, modulation, past)
+
+    def _shared(self, prefix: PrefixCache, rows: int) -> bool:
+        """Whether so many rows are to attend to fewer prefixes."""
+        assert rows % len(prefix) == 0, (rows, len(prefix))
+        return rows > len(prefix) and self.speed.share_prefix
+
+    def _velocity(self, x_t: Tensor, modulation: Tensor, past: Past) -> Tensor:
+        """``modulated_velocity`` with the prefixes laid out."""
         assert x_t.dtype == torch.float32, x_t.dtype
-        assert len(x_t) == len(prefix), (len(x_t), len(prefix))
         with torch.autocast(x_t.device.type, enabled=False):
             x = self.action_in(x_t).to(self.expert.dtype)
-        features = self.expert(x, modulation, prefix.keys, prefix.values, None if prefix.full else prefix.mask)
+        features = self.expert(x, modulation, past)
         with torch.autocast(x_t.device.type, enabled=False):
             return self.action_out(features.float())
+
+    @torch.no_grad()
+    def denoiser(self, prefix: PrefixCache, x_t: Tensor, modulation: Tensor) -> Velocity:
+        """``modulated_velocity`` for many denoise steps against the same prefixes, without gradient.
+
+        Args:
+            prefix: As for ``velocity``.
+            x_t: float32 ``[B, H, D]``, gives the shape of what will be asked.
+            modulation: float32 ``[B or 1, norms * 3 * width]``, likewise.
+
+        Returns:
+            A function of ``x_t`` and ``modulation``, good until the next call of ``denoiser``.
+        """
+        speed, layout = self.speed, self.config.vlm
+        rows, horizon = x_t.shape[:2]
+        shared = self._shared(prefix, rows)
+        if not shared:
+            prefix = prefix.repeated(rows)
+        if speed.cuda_graph and rows * horizon <= speed.graph_tokens:
+            return self._recording(prefix, x_t, modulation)
+        if shared:
+            past: Past = SharedPast(*_contents(prefix), rows, horizon, layout, fused=True)
+        elif speed.append_in_place:
+            length, dtype, device = prefix.mask.shape[1], self.expert.attention_dtype, x_t.device
+            past = AppendedPast(
+                layout, rows=rows, length=length, horizon=horizon, masked=not prefix.full, dtype=dtype, device=device
+            )
+            past.fill(*_contents(prefix))
+        else:
+            past = JoinedPast(*_contents(prefix), horizon, layout)
+
+        return torch.no_grad()(lambda x_t, modulation: self._velocity(x_t, modulation, past))
+
+    def _recording(self, prefix: PrefixCache, x_t: Tensor, modulation: Tensor) -> Velocity:
+        """A recorded step, filled with prefixes."""
+        rows, horizon = x_t.shape[:2]
+        length, kind = roomy(prefix.mask.shape[1], horizon), x_t.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        key = (len(prefix), length, *x_t.shape, len(modulation), autocast)
+
+        def record() -> RecordedStep:
+            shape = {"rows": rows, "length": length, "horizon": horizon}
+            dtype = self.expert.attention_dtype
+            past = masked_room(self.config.vlm, prefixes=len(prefix), dtype=dtype, device=x_t.device, **shape)
+            return RecordedStep(self._velocity, past, x_t, modulation)
+
+        parts = (self.expert, self.action_in, self.action_out)
+        weights = (parameter for part in parts for parameter in part.parameters())
+        step = self._recorded.get(key, weights, self.speed.graph_shapes, record)
+        step.past.fill(*_contents(prefix))
+        return step
+
+
+def _contents(prefix: PrefixCache) -> tuple[Tensor, Tensor, Tensor | None]:
+    return prefix.keys, prefix.values, None if prefix.full else prefix.mask
 
 
 def _initialise(name: str, parameter: nn.Parameter, config: PolicyConfig, rng: np.random.Generator) -> None:

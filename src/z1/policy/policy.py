@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from z1.data.transforms import pad_dims, unpad_dims
@@ -25,7 +24,7 @@ from z1.policy.images import letterbox
 from z1.policy.lora import merged
 from z1.policy.pi05 import ModelInput, Pi05, PrefixCache
 from z1.policy.sampler import SampledChunk, chunk_log_prob, sample_chunk
-from z1.policy.tensor_files import MODEL_FILE, OnBytes, TensorFiles
+from z1.policy.tensor_files import MODEL_FILE, Entry, OnBytes, TensorFiles, write_tensors
 from z1.policy.tokenizer import SENTENCEPIECE_FILE, Tokenizer, build_prompt, stored_tokenizer
 from z1.policy.weights import check_rules, own_rules, read_into, read_model
 from z1.seeding import Seeds
@@ -233,21 +232,32 @@ class Policy:
             result = np.clip(result, processor.action_low, processor.action_high)
         return result.astype(np.float32)
 
-    def save(self, path: Path | str, *, replace: bool = False, tensors: Mapping[str, Tensor] | None = None) -> None:
+    def save(
+        self,
+        path: Path | str,
+        *,
+        replace: bool = False,
+        tensors: Mapping[str, Tensor] | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> None:
         """Writes the policy's folder, in one move.
 
         Args:
             path: The folder.
             replace: Whether an existing folder is replaced.
             tensors: Weights to write instead of the network's own, in which adapters are merged.
+            on_bytes: Told about progress.
 
         Raises:
             RunFolderError: It exists already or cannot be written.
         """
         tensors = merged(self.model, self.model.state_dict()) if tensors is None else tensors
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        entries = [
+            Entry(name=name, shape=tuple(tensor.shape), dtype=tensor.dtype, make=tensor.detach)
+            for name, tensor in tensors.items()
+        ]
         with atomic_folder(Path(path), replace=replace) as folder:
-            save_file(tensors, folder / MODEL_FILE, metadata={"format": "pt"})
+            write_tensors(folder / MODEL_FILE, entries, {"format": "pt"}, on_bytes)
             (folder / self.tokenizer.file_name).write_bytes(self.tokenizer.serialised)
             write_json(
                 folder / CONFIG_FILE,

@@ -55,7 +55,7 @@ def sample_chunk(
 
     Args:
         model: The network.
-        prefix: B prefixes.
+        prefix: B prefixes; or fewer, that G rows each have in common: row ``i`` has prefix ``i // G``.
         initial_noise: float32 ``[B, H, D]``, standard normal.
         denoise_steps: K.
         noise_level: a, scale of the stochastic step; 0 makes it an Euler step, with log-prob 0.
@@ -74,12 +74,13 @@ def sample_chunk(
         sde_index = torch.zeros((len(initial_noise), 0), dtype=torch.int64, device=initial_noise.device)
         sde_noise = initial_noise.new_zeros((len(initial_noise), 0, *initial_noise.shape[1:]))
     assert sde_noise.shape == (*sde_index.shape, *initial_noise.shape[1:]), (sde_noise.shape, sde_index.shape)
-    table = _modulation_table(model, denoise_steps, initial_noise.device)
+    table = model.modulation_table(denoise_steps)
+    velocity = model.denoiser(prefix, initial_noise, table[:1])
     x = initial_noise
     x_t, x_next = torch.zeros_like(sde_noise), torch.zeros_like(sde_noise)
     step_log_prob = x.new_zeros(*sde_index.shape, executed_steps)
     for k in range(denoise_steps):
-        v = model.modulated_velocity(prefix, x, table[k : k + 1])
+        v = velocity(x, table[k : k + 1])
         after = flow.ode_step(x, v, denoise_steps)
         if sde_index.shape[1]:
             here = sde_index == k
@@ -118,7 +119,7 @@ def chunk_log_prob(
 
     Args:
         model: The network.
-        prefix: B prefixes.
+        prefix: B prefixes; or fewer, as for ``sample_chunk``.
         x_t: float32 ``[B, M, H, D]``, of ``SampledChunk``.
         x_next: float32 ``[B, M, H, D]``, of ``SampledChunk``.
         sde_index: int64 ``[B, M]``, of ``SampledChunk``, 0..K-1.
@@ -130,7 +131,7 @@ def chunk_log_prob(
     Returns:
         float32 ``[B, M]``, nats.
     """
-    table = _modulation_table(model, denoise_steps, x_t.device)
+    table = model.modulation_table(denoise_steps)
     log_probs = []
     for before, after, index in zip(x_t.unbind(1), x_next.unbind(1), sde_index.unbind(1), strict=True):
         v = model.modulated_velocity(prefix, before, table[index])
@@ -138,11 +139,6 @@ def chunk_log_prob(
         terms = _step_log_prob(after, mean, std, log_std, executed_mask.shape[1], action_dim)
         log_probs.append(torch.where(executed_mask, terms, 0.0).sum(1))
     return torch.stack(log_probs, dim=1)
-
-
-def _modulation_table(model: Pi05, denoise_steps: int, device: torch.device) -> Tensor:
-    """The expert's modulation at every time of the grid but the last, ``[K, ...]``."""
-    return model.modulation(flow.time_grid(denoise_steps)[:-1].to(device))
 
 
 def _step_log_prob(

@@ -178,26 +178,27 @@ class Collector:
         finished: list[tuple[int, bool, RolloutGroup]] = []
         capacity = max(1, self._live_members // plan(0).group_size)
         started = 0
-        while True:
-            wanted = groups - len(live) - sum(kept for _, kept, _ in finished)
-            room = min(wanted, capacity - len(live))
-            if max_env_steps is not None and cost.env_steps >= max_env_steps:
-                room = 0
-            fresh = list(islice(scenes, max(room, 0)))
-            live += self._start(fresh, [plan(started + i) for i in range(len(fresh))], started, cost)
-            started += len(fresh)
-            if not live:
-                break
-            self._tick(live, seeds, address, explore, ticks, cost)
-            for group in [g for g in live if not g.branches]:
-                live.remove(group)
-                segments = tuple(sorted(group.segments, key=Segment.sort_key))
-                done = RolloutGroup(scene=group.scene, episodes=tuple(group.episodes), segments=segments)
-                finished.append((group.order, kept := keep(done), done))
-                if not kept:
-                    _give_up(done, ticks)
-            if self._on_tick is not None:
-                self._on_tick(cost.env_steps, len(finished))
+        with self._policy.model.constant_weights():
+            while True:
+                wanted = groups - len(live) - sum(kept for _, kept, _ in finished)
+                room = min(wanted, capacity - len(live))
+                if max_env_steps is not None and cost.env_steps >= max_env_steps:
+                    room = 0
+                fresh = list(islice(scenes, max(room, 0)))
+                live += self._start(fresh, [plan(started + i) for i in range(len(fresh))], started, cost)
+                started += len(fresh)
+                if not live:
+                    break
+                self._tick(live, seeds, address, explore, ticks, cost)
+                for group in [g for g in live if not g.branches]:
+                    live.remove(group)
+                    segments = tuple(sorted(group.segments, key=Segment.sort_key))
+                    done = RolloutGroup(scene=group.scene, episodes=tuple(group.episodes), segments=segments)
+                    finished.append((group.order, kept := keep(done), done))
+                    if not kept:
+                        _give_up(done, ticks)
+                if self._on_tick is not None:
+                    self._on_tick(cost.env_steps, len(finished))
         finished.sort(key=lambda entry: entry[0])
         _refuse_lost([group for _, _, group in finished])
         after = self._pool.counters

@@ -15,12 +15,14 @@ from z1.policy.checkpoints.locate import CheckpointFormat
 from z1.policy.checkpoints.sidecar import write_sidecar
 from z1.policy.checkpoints.write_lerobot import write_lerobot
 from z1.policy.checkpoints.write_openpi import write_openpi
+from z1.policy.checkpoints.write_shared import CUSTOM, TOKENIZER_FOLDER, variants
 from z1.policy.lora import merged
 from z1.policy.policy import Policy
 from z1.policy.tensor_files import MODEL_FILE, Entry, OnBytes, write_tensors
 from z1.policy.weights import EMBEDDING, VLM_HEAD, dead_foreign_shapes, foreign_rules
 
 FORMATS: tuple[str, ...] = get_args(CheckpointFormat)
+PROGRAMS = {"lerobot": "LeRobot", "openpi": "openpi"}
 
 
 def save_policy(
@@ -42,7 +44,7 @@ def save_policy(
         path: The folder.
         format: ``z1``, ``lerobot`` or ``openpi``.
         replace: Whether an existing folder is replaced.
-        on_bytes: Told how many bytes of weights are written, of how many; not in format ``z1``.
+        on_bytes: Told how many bytes of weights are written, of how many.
 
     Raises:
         RunFolderError: The folder exists already or cannot be written.
@@ -51,7 +53,7 @@ def save_policy(
     if format not in FORMATS:
         raise ConfigError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
     if format == "z1":
-        policy.save(path, replace=replace)
+        policy.save(path, replace=replace, on_bytes=on_bytes)
         return
     with atomic_folder(Path(path), replace=replace) as folder:
         if format == "lerobot":
@@ -109,7 +111,14 @@ def differences(policy: Policy, format: CheckpointFormat) -> list[str]:
         format: ``lerobot`` or ``openpi``; z1 itself does nothing differently.
     """
     processor, notes = policy.processor, []
+    if format != "z1" and CUSTOM in variants(policy.config):
+        notes.append(f"{PROGRAMS[format]} builds networks of pi0.5's own sizes; it does not load this one.")
     if format == "lerobot":
+        notes.append(
+            "LeRobot up to 0.6.1 looks for the tokenizer where it is started: start it in the new folder, or override "
+            f"tokenizer_name of its tokenizer_processor with the path of {TOKENIZER_FOLDER}/; it needs the packages "
+            "sentencepiece and protobuf."
+        )
         if processor.prompt != "state":
             notes.append(
                 "LeRobot since 0.5 writes the state into the prompt in its real width; "

@@ -10,12 +10,14 @@ from z1.policy.config import PolicyConfig
 from z1.policy.policy import Policy
 
 TOKENIZER_FOLDER = "tokenizer"
+CUSTOM = "custom"
+"""Name of sizes that have none."""
 
 
 def variants(config: PolicyConfig) -> tuple[str, str]:
-    """The names of the two transformers' sizes; ``custom``, which nobody else can build, where they have none."""
-    vlm = "gemma_2b" if config.vlm == PUBLISHED.vlm else "custom"
-    return vlm, "gemma_300m" if config.expert == PUBLISHED.expert and vlm == "gemma_2b" else "custom"
+    """The names of the two transformers' sizes; ``CUSTOM``, which nobody else can build, where they have none."""
+    vlm = "gemma_2b" if config.vlm == PUBLISHED.vlm else CUSTOM
+    return vlm, "gemma_300m" if config.expert == PUBLISHED.expert and vlm == "gemma_2b" else CUSTOM
 
 
 def precision(policy: Policy) -> str:
