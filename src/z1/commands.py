@@ -445,6 +445,7 @@ def _evaluate_one(
             scenes,
             seed=config.seed,
             live_members=config.live_members,
+            instruction=config.instruction,
             on_tick=lambda steps, done: bar.update(task, completed=done, note=f"{steps} env steps"),
         )
     return [
@@ -489,6 +490,7 @@ def record_videos(config: EvalConfig, folder: Path, *, count: int = 3, camera: s
                     seed=config.seed,
                     camera=camera or pool.info.cameras[0],
                     every=4,
+                    instruction=config.instruction,
                 )
                 name = f"{label}_{scene.task.replace('/', '_')}_{scene.seed}.mp4"
                 write_mp4(folder / name, frames, fps=round(pool.info.control_hz / 4))
@@ -508,5 +510,6 @@ def _protocol(config: EvalConfig, info: SimInfo) -> dict[str, Any]:
         "denoise_steps": config.acting.denoise_steps,
         "chunk_length": config.acting.chunk_length,
         "denoising": "ODE",
+        "instruction": config.instruction or "the task's own",
         **simulator_record(info),
     }

@@ -504,6 +504,10 @@ class EvalConfig:
     """Scenes per task."""
     split: Literal["train", "validation", "test"] = "test"
     """Which scenes; training never sees ``test``."""
+    instruction: str = ""
+    """What the policies are told, instead of the instruction of each task; empty: the task's own. With another one than
+    the task's, success tells how much a policy listens.
+    """
     seed: int = 0
     """Seed of the initial noise of each chunk; all policies get the same noise."""
     live_members: int = 100

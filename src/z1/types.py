@@ -104,6 +104,12 @@ class Observations:
     def __len__(self) -> int:
         return len(self.instructions)
 
+    def told(self, instruction: str) -> Observations:
+        """The same with another instruction for all; with an empty text unchanged."""
+        if not instruction:
+            return self
+        return Observations(images=self.images, state=self.state, instructions=(instruction,) * len(self))
+
     def rows(self, index: np.ndarray) -> Observations:
         """The observations of some members, by integer index."""
         return Observations(

@@ -241,3 +241,20 @@ def test_the_batch_follows_group_member_and_chunk(policy: Policy) -> None:
                 row += 1
             assert steps == episode.env_steps
     assert row == len(batch)
+
+
+def test_another_instruction_reaches_the_policy_and_changes_its_actions() -> None:
+    scenes = [Scene.of_split(TASK, "test", index) for index in range(4)]
+    policy, prompts, positions = toy_policy(), [], []
+    prepare = policy.prepare
+    policy.prepare = lambda observations: prompts.append(observations.instructions) or prepare(observations)  # type: ignore
+    for instruction in ("", "move", "stay where you are"):
+        pool = ToyPool()
+        states: list[np.ndarray] = []
+        observe = pool.observe
+        pool.observe = lambda members, o=observe, s=states: s.append(o(members).state) or o(members)  # type: ignore
+        evaluate_policy(pool, policy, ACTING, scenes, seed=0, live_members=4, instruction=instruction)  # type: ignore[arg-type]
+        positions.append(np.concatenate(states))
+    assert {text for texts in prompts for text in texts} == {"move", "stay where you are"}
+    np.testing.assert_array_equal(positions[0], positions[1])
+    assert not np.array_equal(positions[0][-4:], positions[2][-4:])

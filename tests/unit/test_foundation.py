@@ -88,7 +88,7 @@ def test_rl_recipes_round_trip(name: str) -> None:
 
 @pytest.mark.parametrize("name", SFT_RECIPES)
 def test_sft_recipes_round_trip(name: str) -> None:
-    config = SFT_RECIPES[name]("d", "o")
+    config = SFT_RECIPES[name](("d",), "o")
     assert config_from_dict(SftConfig, config_to_dict(config), source="test") == config
 
 

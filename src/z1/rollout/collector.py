@@ -119,6 +119,7 @@ class Collector:
         live_members: Most members that run at the same time.
         store: Where the VLM prefixes go that training needs; None: the model inputs are kept (the VLM trains).
         on_tick: Called after each tick with (env steps so far, groups finished so far).
+        instruction: What the policy is told instead of the task's own instruction; empty: the task's own.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Collector:
         live_members: int,
         store: PrefixStore | None = None,
         on_tick: Callable[[int, int], None] | None = None,
+        instruction: str = "",
     ) -> None:
         check_chunk_length(policy, acting)
         self._pool = pool
@@ -138,6 +140,7 @@ class Collector:
         self._live_members = live_members
         self._store = store
         self._on_tick = on_tick
+        self._instruction = instruction
         self._origins = 0
 
     def collect(
@@ -284,7 +287,7 @@ class Collector:
         branches = [branch for _, branch in rows]
         handles = [branch.handle for branch in branches]
         observed = time.perf_counter()
-        observations = self._pool.observe(handles)
+        observations = self._pool.observe(handles).told(self._instruction)
         began = time.perf_counter()
         tick, actions = self._act(observations, branches, seeds, address, explore, cost)
         acted = time.perf_counter()
