@@ -11,6 +11,7 @@ of the rows follows from the scenes and plans alone, so the numbers do not depen
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,7 @@ class _Branch:
         origin: Equal for branches that see the same observation.
         chunk: Number of the next chunk.
         env_steps: Env steps since the start of the episode.
+        nearest: Smallest distance between gripper and the task's object so far, in metres.
     """
 
     scene: Scene
@@ -72,6 +74,7 @@ class _Branch:
     origin: int
     chunk: int = 0
     env_steps: int = 0
+    nearest: float = math.inf
 
 
 @dataclass(slots=True)
@@ -299,6 +302,8 @@ class Collector:
         cost.env_steps += int(outcome.executed.sum())
         for row, (group, branch) in enumerate(rows):
             branch.env_steps += int(outcome.executed[row])
+            if outcome.nearest is not None:
+                branch.nearest = min(branch.nearest, float(outcome.nearest[row]))
             branch.chunk += 1
             branch.origin = self._new_origin()
             branch.segment.length += 1
@@ -313,6 +318,7 @@ class Collector:
                     episode.success = bool(outcome.success[row]) and not invalid
                     episode.invalid = invalid
                     episode.env_steps, episode.chunk_count = branch.env_steps, branch.chunk
+                    episode.nearest = branch.nearest
         if explore is not None:
             tick.executed.copy_(torch.from_numpy(outcome.executed))
             ticks.append(tick)
