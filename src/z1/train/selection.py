@@ -100,8 +100,8 @@ class Inputs:
 
     Attributes:
         start_success: Validation success before RL, 0..1.
-        validation_gain: From before RL to the end of the probe, on the same validation scenes; None when none is valid in
-            both.
+        validation_gain: From before RL to the end of the probe, on the same validation scenes; None when no scene
+            is valid in both.
         curve_gain: What the line through the success of the training rollouts rises over the probe; None when fewer
             than three iterations leave its error unknown.
         motion_failures: Failed training rollouts that had reached the object.
