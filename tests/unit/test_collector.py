@@ -258,3 +258,22 @@ def test_another_instruction_reaches_the_policy_and_changes_its_actions() -> Non
     assert {text for texts in prompts for text in texts} == {"move", "stay where you are"}
     np.testing.assert_array_equal(positions[0], positions[1])
     assert not np.array_equal(positions[0][-4:], positions[2][-4:])
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [(BranchPlan.flat(4), [0.1, 1.5, 2.5, 3.5]), (BranchPlan.shared_prefix(4, 1), [0.1] * 4)],
+    ids=["flat", "shared"],
+)
+def test_an_episode_remembers_its_nearest_chunk(policy: Policy, plan: BranchPlan, expected: list[float]) -> None:
+    """Also one of a stretch that it shares; without a word from the simulator the distance is infinite."""
+    asked: list[int] = []
+
+    def distance(scene: Scene, number: int) -> float:
+        asked.append(number)
+        return 0.1 if len(asked) == 1 else 0.5 + number
+
+    for nearest, wanted in ((distance, expected), (None, [np.inf] * 4)):
+        collector = Collector(ToyPool(nearest=nearest), policy, ACTING, live_members=4)  # type: ignore[arg-type]
+        rollouts = collector.collect(scenes(), Seeds(0), ("t",), plan=lambda number: plan, groups=1, explore=None)
+        assert [episode.nearest for episode in rollouts.kept[0].episodes] == wanted
