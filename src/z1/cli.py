@@ -170,6 +170,15 @@ def demos(arguments: list[str]) -> int:
     return 0
 
 
+def import_data(arguments: list[str]) -> int:
+    """Bring RoboCasa's HDF5 demonstrations or LeRobot datasets into a dataset for z1 sft."""
+    from z1.commands import run_import
+    from z1.data.importing import ImportConfig
+
+    run_import(parse(ImportConfig, "import", arguments))
+    return 0
+
+
 def sft(arguments: list[str]) -> int:
     """Train a policy on demonstrations."""
     from z1.commands import run_sft
@@ -324,6 +333,7 @@ COMMANDS: dict[str, Command] = {
     for name, function in {
         "demo": demo,
         "demos": demos,
+        "import": import_data,
         "sft": sft,
         "rl": rl,
         "eval": evaluate,

@@ -23,6 +23,7 @@ from rich.progress import (
 
 from z1.config import EvalConfig, RlConfig, RolloutConfig, SftConfig, SimConfig, config_to_dict
 from z1.convert import open_policy
+from z1.data.importing import ImportConfig, ImportSummary, import_dataset
 from z1.data.lerobot import LeRobotDataset
 from z1.data.lerobot_format import ACTION_KEY, STATE_KEY
 from z1.data.mixture import feature_stats, open_datasets
@@ -57,6 +58,9 @@ console = Console()
 
 TINY_PATCH = 16
 """Patch size of a new tiny policy in pixels."""
+
+TINY_ACTION_DIM = 8
+"""Model action dims of a new tiny policy, if the env's actions do not need more."""
 
 SMALL_WIDTH = 512
 """VLM width below which a policy counts as small."""
@@ -205,6 +209,37 @@ def run_demos(config: DemoConfig) -> DemoSummary:
     return summary
 
 
+def run_import(config: ImportConfig) -> ImportSummary:
+    """``z1 import``: others' demonstrations as a dataset."""
+    with progress_bar("import", None) as (bar, task):
+        summary = import_dataset(
+            config,
+            on_progress=lambda p: bar.update(task, completed=p.episodes, total=p.total, note=f"{p.frames} frames"),
+        )
+    layout = summary.layout
+    console.print(
+        f"Dataset: {summary.path}: {summary.episodes} episodes ({summary.resumed} of them from an interrupted import), "
+        f"{summary.frames} frames stored in {summary.seconds:.0f} s; {len(layout.state_names)} state and "
+        f"{len(layout.action_names)} action dims, cameras {', '.join(layout.cameras) or 'none'}, "
+        f"{layout.height} x {layout.width} pixels",
+        soft_wrap=True,
+        markup=False,
+    )
+    for path in summary.assumed:
+        console.print(
+            f"Note: {path} has no meta/modality.json; its numbers were taken in the order of the published sets",
+            soft_wrap=True,
+            markup=False,
+        )
+    console.print(
+        f"Next: z1 sft --dataset {summary.path} --recipe pi05 --policy POLICY --out runs/sft "
+        "(or --recipe tiny: a new small policy)",
+        soft_wrap=True,
+        markup=False,
+    )
+    return summary
+
+
 def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
     """``z1 sft``: trains on one or more data sets.
 
@@ -280,7 +315,11 @@ def _initial_sft_policy(config: SftConfig, datasets: Sequence[LeRobotDataset]) -
             f"{path} has images of {size} pixels; a new tiny policy needs a multiple of {TINY_PATCH}, "
             "record with another --image-size"
         )
-    model = PolicyConfig.tiny(image_size=size, patch=TINY_PATCH) if config.model == "tiny" else PolicyConfig.pi05()
+    if config.model == "tiny":
+        action_dim = max(TINY_ACTION_DIM, dataset.action.shape[1])
+        model = PolicyConfig.tiny(image_size=size, patch=TINY_PATCH, action_dim=action_dim)
+    else:
+        model = PolicyConfig.pi05()
     processor = ProcessorConfig.of_dataset(
         cameras=dataset.cameras,
         state_stats=feature_stats(datasets, STATE_KEY),

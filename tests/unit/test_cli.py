@@ -19,12 +19,22 @@ import z1
 from command_line import z1 as run
 from z1 import cli
 from z1.config import EvalConfig, RlConfig, SftConfig
+from z1.data.importing import ImportConfig
 from z1.data.record import DemoConfig
 from z1.demo import DemoRunConfig
 from z1.errors import ConfigError
 from z1.recipes import RL_RECIPES, SFT_RECIPES
 
-CONFIGS = {"demo": DemoRunConfig, "demos": DemoConfig, "sft": SftConfig, "rl": RlConfig, "eval": EvalConfig}
+CONFIGS = {
+    "demo": DemoRunConfig,
+    "demos": DemoConfig,
+    "import": ImportConfig,
+    "sft": SftConfig,
+    "rl": RlConfig,
+    "eval": EvalConfig,
+}
+POSITIONAL = ("--source",)
+"""Settings that are typed without their name."""
 
 
 def settings(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -66,7 +76,7 @@ def test_help_explains_every_setting(command: str, capsys: pytest.CaptureFixture
     listed = list(settings(CONFIGS[command]))
     assert len(listed) >= 6
     for option, text in listed:
-        assert f" {option} " in shown or f" {option}, " in shown, option
+        assert option in POSITIONAL or f" {option} " in shown or f" {option}, " in shown, option
         assert plain(text) in shown, (option, text)
 
 
@@ -141,7 +151,7 @@ def test_the_reader_of_the_output_may_leave() -> None:
     [
         (
             ["trian"],
-            "unknown command 'trian'; known: ablate, check-sim, convert, demo, demos, doctor, eval, inspect, ... (1",
+            "unknown command 'trian'; known: ablate, check-sim, convert, demo, demos, doctor, eval, import, ... (1",
         ),
         (["demoes"], "unknown command 'demoes'; did you mean 'demos' or 'demo'?"),
         (["rl", "--recipe", "papr"], "unknown recipe 'papr'; did you mean 'paper'?"),

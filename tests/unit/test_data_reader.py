@@ -188,7 +188,7 @@ def test_missing_pieces_are_named(copy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "fix"),
     [
-        ("v2.1", "got v2.1; convert it with LeRobot's convert_dataset_v21_to_v30.py (--repo-id=NAME --root="),
+        ("v2.1", "got v2.1; bring it in with z1 import "),
         ("v1.6", "got v1.6; write it again with LeRobot 0.4 or later"),
         (None, "got None; write it again with LeRobot 0.4 or later"),
     ],

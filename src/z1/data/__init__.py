@@ -2,5 +2,6 @@
 
 Modules: ``stats`` (per-feature statistics), ``transforms`` (normalisation, padding), ``lerobot`` (the dataset reader)
 on ``lerobot_files`` (its checks), ``lerobot_writer``, ``lerobot_format`` (the layout both share), ``video`` (mp4 in and
-out) and ``record`` on ``record_plan`` (demonstrations from scripted experts).
+out), ``record`` on ``record_plan`` (demonstrations from scripted experts) and ``importing`` on ``sources``
+(demonstrations of others).
 """

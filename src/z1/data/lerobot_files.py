@@ -87,7 +87,7 @@ def read_info(path: Path) -> dict[str, Any]:
     if not isinstance(version, str) or not version.startswith("v3."):
         fix = "write it again with LeRobot 0.4 or later"
         if isinstance(version, str) and version.startswith("v2."):
-            fix = f"convert it with LeRobot's convert_dataset_v21_to_v30.py (--repo-id=NAME --root={path})"
+            fix = f"bring it in with z1 import {path} --out NEW"
         raise DatasetError(f"{file}: expected codebase_version {layout.CODEBASE_VERSION}, got {version}; {fix}")
     for name in ("fps", "total_frames", "total_episodes"):
         value = info.get(name)
@@ -96,11 +96,12 @@ def read_info(path: Path) -> dict[str, Any]:
     features = info.get("features")
     if not isinstance(features, dict):
         raise DatasetError(f"{file}: expected an object features, got {features!r}; copy the file again")
-    _check_features(file, features)
+    check_features(file, features)
     return info
 
 
-def _check_features(file: Path, features: Mapping[str, Any]) -> None:
+def check_features(file: Path, features: Mapping[str, Any]) -> None:
+    """Refuses features that z1 cannot read: single images, depth maps, vectors of other kinds, no state or action."""
     for key, feature in features.items():
         if not isinstance(feature, dict) or "dtype" not in feature or not isinstance(feature.get("shape"), list):
             raise DatasetError(f"{file}: expected feature {key} to have dtype and shape, got {feature!r}")
@@ -125,7 +126,8 @@ def _check_features(file: Path, features: Mapping[str, Any]) -> None:
             raise DatasetError(f"{file}: expected {key} to be a float vector, got {features[key]}; convert the feature")
 
 
-def _read_tables(path: Path, files: Sequence[Path], what: str) -> pa.Table:
+def read_tables(path: Path, files: Sequence[Path], what: str) -> pa.Table:
+    """Parquet files as one table; ``what`` names them in error messages, relative to ``path``."""
     if not files:
         raise DatasetError(f"{path / what}: no such file; copy the whole dataset folder")
     tables = []
@@ -152,7 +154,7 @@ def _column(table: pa.Table, name: str, where: str) -> list[Any]:
 
 def read_tasks(path: Path) -> list[str]:
     """The instructions, in the order of their task index."""
-    table = _read_tables(path, [path / layout.TASKS_PATH], layout.TASKS_PATH)
+    table = read_tables(path, [path / layout.TASKS_PATH], layout.TASKS_PATH)
     where = str(path / layout.TASKS_PATH)
     name = "task" if "task" in table.column_names else "__index_level_0__"
     numbered = dict(zip(_column(table, "task_index", where), _column(table, name, where), strict=True))
@@ -165,7 +167,7 @@ def read_tasks(path: Path) -> list[str]:
 
 def read_episodes(path: Path, info: Mapping[str, Any]) -> tuple[list[EpisodeRecord], list[Path]]:
     """The episodes of ``meta/episodes`` in order, and the data files in order."""
-    table = _read_tables(path, sorted((path / "meta/episodes").glob("*/*.parquet")), "meta/episodes/*/*.parquet")
+    table = read_tables(path, sorted((path / "meta/episodes").glob("*/*.parquet")), "meta/episodes/*/*.parquet")
     where = str(path / "meta/episodes")
     names = ["episode_index", "tasks", "length", "dataset_from_index", "dataset_to_index"]
     names += ["data/chunk_index", "data/file_index"]
@@ -214,7 +216,7 @@ def read_episodes(path: Path, info: Mapping[str, Any]) -> tuple[list[EpisodeReco
 
 def read_columns(path: Path, info: Mapping[str, Any], files: Sequence[Path]) -> dict[str, np.ndarray]:
     """The vector and index columns of the data files: float32 ``[N, dim]`` and int64 ``[N]``."""
-    table = _read_tables(path, files, "data/*/*.parquet")
+    table = read_tables(path, files, "data/*/*.parquet")
     expected = int(info["total_frames"])
     if table.num_rows != expected:
         listed = ", ".join(str(file.relative_to(path)) for file in files[:3]) + (", ..." if len(files) > 3 else "")
@@ -231,15 +233,33 @@ def read_columns(path: Path, info: Mapping[str, Any], files: Sequence[Path]) -> 
         if key not in table.column_names:
             raise DatasetError(f"{path / 'data'}: column {key} is missing; copy the whole data folder")
         width = int(info["features"][key]["shape"][0])
-        flat = table.column(key).combine_chunks()
-        values = flat.flatten().to_numpy(zero_copy_only=False) if pa.types.is_nested(flat.type) else flat.to_numpy()
-        if values.size != expected * width:
-            raise DatasetError(
-                f"{path / 'data'}: expected {key} of width {width} in {expected} rows as {layout.INFO_PATH} says, got "
-                f"{values.size} numbers; the files belong to another dataset"
-            )
-        columns[key] = np.ascontiguousarray(values.reshape(expected, width), dtype=np.float32)
+        columns[key] = vector_column(table, key, width, path / "data")
     return columns
+
+
+def vector_column(table: pa.Table, key: str, width: int, where: Path) -> np.ndarray:
+    """A vector column of a data file.
+
+    Args:
+        table: N rows.
+        key: The column.
+        width: Numbers per row.
+        where: What the table was read from, for the error message.
+
+    Returns:
+        float32 ``[N, width]``.
+
+    Raises:
+        DatasetError: It holds another number of numbers.
+    """
+    flat = table.column(key).combine_chunks()
+    values = flat.flatten().to_numpy(zero_copy_only=False) if pa.types.is_nested(flat.type) else flat.to_numpy()
+    if values.size != table.num_rows * width:
+        raise DatasetError(
+            f"{where}: expected {key} of width {width} in {table.num_rows} rows as {layout.INFO_PATH} says, got "
+            f"{values.size} numbers; the files belong to another dataset"
+        )
+    return np.ascontiguousarray(values.reshape(table.num_rows, width), dtype=np.float32)
 
 
 def check_columns(path: Path, episodes: Sequence[EpisodeRecord], columns: Mapping[str, np.ndarray], tasks: int) -> None:

@@ -151,12 +151,13 @@ def stream_parameters(path: Path) -> bytes:
         return f"{context.name} {context.width}x{context.height} ".encode() + bytes(context.extradata or b"")
 
 
-def decode_video(path: Path, fps: float) -> Iterator[tuple[int, np.ndarray]]:
-    """Decodes a file from its beginning.
+def decode_video(path: Path, fps: float, first: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    """Decodes a file from its beginning, or from a frame in it.
 
     Args:
         path: The file.
         fps: The dataset's frames per second.
+        first: Number of the first frame wanted; those before it are skipped from key frame to key frame.
 
     Yields:
         Frame number (time stamp times fps, rounded) and uint8 ``[H, W, 3]``.
@@ -168,9 +169,13 @@ def decode_video(path: Path, fps: float) -> Iterator[tuple[int, np.ndarray]]:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
+            if first > 0:
+                assert stream.time_base is not None
+                container.seek(round(first / fps / stream.time_base), stream=stream, backward=True)
             reformatter = VideoReformatter()
             for frame in container.decode(stream):
-                yield _number(path, frame, fps), _pixels(frame, reformatter)
+                if (number := _number(path, frame, fps)) >= first:
+                    yield number, _pixels(frame, reformatter)
     except (av.FFmpegError, IndexError) as problem:
         raise _damaged(path, problem) from problem
 

@@ -30,7 +30,7 @@ MIN_FAILURES = 20
 
 NEAR_M = 0.1
 """Metres between gripper and object within which the gripper has reached it in any task. Scripted experts come as near
-in 47 of MetaWorld's 50 tasks.
+(lever-pull in one scene to 0.1001) in 47 of MetaWorld's 50 tasks.
 """
 
 NEAR_MARGIN_M = 0.02
