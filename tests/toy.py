@@ -75,6 +75,7 @@ class ToyPool:
         lost: Decides by the same which handles are lost in their second chunk, or in the first one after their fork.
         success_at: Env steps after which a handle succeeds, by the same; 0: never.
         horizon: Env steps of an episode.
+        nearest: Distance to the object in each chunk of a handle, by the same; None: not told.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class ToyPool:
         lost: Callable[[Scene, int], bool] | None = None,
         success_at: Callable[[Scene, int], int] | None = None,
         horizon: int = HORIZON,
+        nearest: Callable[[Scene, int], float] | None = None,
     ) -> None:
+        self._nearest = nearest
         self.info = SimInfo(
             simulator="toy",
             version="1",
@@ -158,6 +161,7 @@ class ToyPool:
             truncated=truncated,
             invalid=invalid,
             observations=self.observe(members),
+            nearest=None if self._nearest is None else np.array([self._nearest(m.scene, m.number) for m in members]),
         )
 
     def _step(self, member: ToyMember, actions: np.ndarray) -> tuple[int, bool, bool, bool]:

@@ -42,9 +42,12 @@ from z1.rollout.collector import check_chunk_length
 from z1.rollout.videos import choose_scenes, film_episode
 from z1.sims.pool import SimPool, SimSpec
 from z1.sims.suites import simulator_of
+from z1.train.checkpoint import TrainingState
 from z1.train.metrics import MetricsWriter
 from z1.train.resume import RL_MAY_CHANGE, check_resume, undone_on_error
 from z1.train.run_folder import RunFolder
+from z1.train.selection import describe
+from z1.train.selective import START, SelectiveRun
 from z1.train.sft import SftTrainer
 from z1.train.trained import settled_precision
 from z1.train.trainer import Progress as TrainerProgress
@@ -346,21 +349,18 @@ def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
                 Path(config.out), config_to_dict(config), "rl", environment=simulator_record(pool.info)
             )
         update = config.update
+        mode = f"{update.mode} training" if config.selection == "off" else "selective joint training"
         console.print(
-            f"RL on {config.task}: {update.objective}, {update.mode} training, {_describe_groups(config.rollout)}, "
+            f"RL on {config.task}: {update.objective}, {mode}, {_describe_groups(config.rollout)}, "
             f"{config.sim.hosts} simulator processes, {device} in {config.precision}"
         )
-        with ExitStack() as stack:
-            with undone_on_error(run, resume=resume):
-                metrics = stack.enter_context(MetricsWriter(run.path, wandb=config.wandb, resume=resume))
-                bar, task = stack.enter_context(progress_bar("rl", config.iterations))
-                trainer = Trainer(config, policy, pool, run.path, metrics, on_progress=lambda p: _show(bar, task, p))
-                if resume:
-                    trainer.resume()
-            metrics.resume_at("iteration", trainer.state.step)
-            bar.update(task, completed=trainer.state.step)
-            state = trainer.run()
-            trainer.finish()
+        if config.selection == "auto":
+            del policy  # every probe loads it anew
+            state = _run_selective(config, source, device, pool, run, resume=resume)
+        else:
+            state = _run_in_one_mode(config, policy, pool, run, resume=resume)
+    if (selection := run.selection) is not None:
+        console.print(f"Selection: {describe(selection)}")
     if state.best is not None:
         console.print(f"Best validation success {state.best:.1%} after iteration {state.best_step}")
     console.print(f"Policy: {run.path / 'policy'}")
@@ -369,6 +369,41 @@ def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
         f"--out {run.path / 'evaluation.json'}; z1 report {run.path}"
     )
     return run.path
+
+
+def _run_in_one_mode(config: RlConfig, policy: Policy, pool: SimPool, run: RunFolder, *, resume: bool) -> TrainingState:
+    """Trains to the end with ``update.mode`` and puts the policy into place."""
+    with ExitStack() as stack:
+        with undone_on_error(run, resume=resume):
+            metrics = stack.enter_context(MetricsWriter(run.path, wandb=config.wandb, resume=resume))
+            bar, task = stack.enter_context(progress_bar("rl", config.iterations))
+            trainer = Trainer(config, policy, pool, run.path, metrics, on_progress=lambda p: _show(bar, task, p))
+            if resume:
+                trainer.resume()
+        metrics.resume_at("iteration", trainer.state.step)
+        bar.update(task, completed=trainer.state.step)
+        state = trainer.run()
+        trainer.finish()
+    return state
+
+
+def _run_selective(
+    config: RlConfig, start: str | Path, device: torch.device, pool: SimPool, run: RunFolder, *, resume: bool
+) -> TrainingState:
+    """Trains to the end in the mode that the probes decide for, and puts the policy into place."""
+    with ExitStack() as stack:
+        with undone_on_error(run, resume=resume):
+            metrics = stack.enter_context(MetricsWriter(run.path, wandb=config.wandb, resume=resume))
+        bar, task = stack.enter_context(progress_bar("rl", config.iterations))
+        return SelectiveRun(
+            config=config,
+            load=lambda place: open_policy(place, device=device),
+            start=start,
+            pool=pool,
+            folder=run.path,
+            on_progress=lambda p: _show(bar, task, p),
+            on_phase=bar.console.print,
+        ).run(metrics)
 
 
 def _describe_groups(rollout: RolloutConfig) -> str:
@@ -387,8 +422,10 @@ def _saved_policy(config: RlConfig) -> str | Path:
     """
     run = RunFolder.open(Path(config.out))
     check_resume(run.config, config, run.path, may_change=RL_MAY_CHANGE)
-    saved = run.last_checkpoint / "policy"
-    return saved if saved.exists() else policy_place(config.policy)
+    for saved in (run.last_checkpoint / "policy", run.path / START / "policy"):
+        if saved.exists():
+            return saved
+    return policy_place(config.policy)
 
 
 def _show(bar: Progress, task: TaskID, progress: TrainerProgress) -> None:
@@ -484,6 +521,7 @@ def _evaluate_one(
             scenes,
             seed=config.seed,
             live_members=config.live_members,
+            instruction=config.instruction,
             on_tick=lambda steps, done: bar.update(task, completed=done, note=f"{steps} env steps"),
         )
     return [
@@ -528,6 +566,7 @@ def record_videos(config: EvalConfig, folder: Path, *, count: int = 3, camera: s
                     seed=config.seed,
                     camera=camera or pool.info.cameras[0],
                     every=4,
+                    instruction=config.instruction,
                 )
                 name = f"{label}_{scene.task.replace('/', '_')}_{scene.seed}.mp4"
                 write_mp4(folder / name, frames, fps=round(pool.info.control_hz / 4))
@@ -547,5 +586,6 @@ def _protocol(config: EvalConfig, info: SimInfo) -> dict[str, Any]:
         "denoise_steps": config.acting.denoise_steps,
         "chunk_length": config.acting.chunk_length,
         "denoising": "ODE",
+        "instruction": config.instruction or "the task's own",
         **simulator_record(info),
     }

@@ -371,8 +371,15 @@ class RlConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    selection: Literal["off", "auto"] = "off"
+    """Who decides whether the VLM trains: ``off``, ``update.mode``; ``auto``, a rule on the run's own training data
+    after a probe of expert-only training, and one of joint training if the first one calls for it (docs/selection.md).
+    """
+    probe_env_steps: int = 0
+    """``auto``: env steps of a probe."""
 
     def __post_init__(self) -> None:
+        self._check_selection()
         require(self.iterations >= 1, "iterations", self.iterations, "at least 1")
         require(self.env_step_budget >= 0, "env_step_budget", self.env_step_budget, "at least 0")
         require(self.time_budget_s >= 0, "time_budget_s", self.time_budget_s, "at least 0")
@@ -404,6 +411,33 @@ class RlConfig:
             )
         if self.update.objective == "grpo":
             require(self.rollout.noise_level > 0, "rollout.noise_level", self.rollout.noise_level, "positive with GRPO")
+
+    def _check_selection(self) -> None:
+        """Refuses settings that leave selective joint training nothing to compare, or that it would override."""
+        if self.selection == "off":
+            if self.probe_env_steps:
+                raise ConfigError(
+                    "probe_env_steps has no effect with selection 'off'; choose selection 'auto' or leave it at 0"
+                )
+            return
+        require(self.probe_env_steps >= 1, "probe_env_steps", self.probe_env_steps, "at least 1 with selection 'auto'")
+        require(self.update.mode == "expert", "update.mode", self.update.mode, "'expert' with selection 'auto'")
+        require(
+            self.time_budget_s == 0,
+            "time_budget_s",
+            self.time_budget_s,
+            "0 with selection 'auto', whose probes are compared at equal env steps",
+        )
+        if self.env_step_budget and self.env_step_budget < 2 * self.probe_env_steps:
+            raise ConfigError(
+                f"env_step_budget is {self.env_step_budget}; with selection 'auto' it must be 0 or at least two probes "
+                f"of probe_env_steps {self.probe_env_steps}"
+            )
+        if not (self.validation.every or self.validation.every_env_steps):
+            raise ConfigError(
+                "validation.every is 0 and so is validation.every_env_steps; selection 'auto' compares probes by "
+                "validation and with the start, so set one of them"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -504,6 +538,10 @@ class EvalConfig:
     """Scenes per task."""
     split: Literal["train", "validation", "test"] = "test"
     """Which scenes; training never sees ``test``."""
+    instruction: str = ""
+    """What the policies are told, instead of the instruction of each task; empty: the task's own. With another one than
+    the task's, success tells how much a policy listens.
+    """
     seed: int = 0
     """Seed of the initial noise of each chunk; all policies get the same noise."""
     live_members: int = 100

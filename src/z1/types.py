@@ -104,6 +104,12 @@ class Observations:
     def __len__(self) -> int:
         return len(self.instructions)
 
+    def told(self, instruction: str) -> Observations:
+        """The same with another instruction for all; with an empty text unchanged."""
+        if not instruction:
+            return self
+        return Observations(images=self.images, state=self.state, instructions=(instruction,) * len(self))
+
     def rows(self, index: np.ndarray) -> Observations:
         """The observations of some members, by integer index."""
         return Observations(
@@ -126,6 +132,9 @@ class ChunkOutcome:
             nothing.
         observations: Observations after the chunk, B rows. Rows of members that ended hold zeros: nothing is rendered
             for them.
+        nearest: float64 ``[B]``, smallest distance in metres between gripper and the task's object after an env step of
+            this chunk, infinite where the simulator does not tell; None when nothing is told. From the simulator's
+            state, for diagnosis alone: no policy and no reward sees it.
     """
 
     executed: np.ndarray
@@ -133,6 +142,7 @@ class ChunkOutcome:
     truncated: np.ndarray
     invalid: np.ndarray
     observations: Observations
+    nearest: np.ndarray | None = None
 
     @property
     def done(self) -> np.ndarray:

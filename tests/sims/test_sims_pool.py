@@ -393,3 +393,22 @@ def test_members_move_to_an_idle_host_and_nothing_changes() -> None:
         np.testing.assert_array_equal(first.observations.images, second.observations.images)
         np.testing.assert_array_equal(first.observations.state, second.observations.state)
         np.testing.assert_array_equal(first.executed, second.executed)
+
+
+def test_a_chunk_tells_how_near_the_gripper_came(pool: SimPool) -> None:
+    """The scripted expert comes to the drawer's handle; a hand that stays does not. Each chunk counts its own steps."""
+    (group,) = pool.start([scene("drawer-open")], 2)
+    still, nearest = np.zeros((1, 1, 4), np.float32), []
+    assert pool.step_chunk([group[1]], still).nearest == pytest.approx(0.2, abs=0.05)
+    for _ in range(100):
+        outcome = pool.step_chunk([group[0]], pool.expert_actions([group[0]])[:, None])
+        assert outcome.nearest is not None
+        assert outcome.nearest.shape == (1,)
+        nearest.append(float(outcome.nearest[0]))
+        if outcome.done[0]:
+            break
+    assert outcome.success[0]
+    assert nearest[0] > 0.15
+    assert min(nearest) < 0.05
+    assert min(nearest) < nearest[0] / 3
+    pool.release(group)

@@ -250,3 +250,39 @@ def test_the_batch_follows_group_member_and_chunk(policy: Policy) -> None:
                 row += 1
             assert steps == episode.env_steps
     assert row == len(batch)
+
+
+def test_another_instruction_reaches_the_policy_and_changes_its_actions() -> None:
+    scenes = [Scene.of_split(TASK, "test", index) for index in range(4)]
+    policy, prompts, positions = toy_policy(), [], []
+    prepare = policy.prepare
+    policy.prepare = lambda observations: prompts.append(observations.instructions) or prepare(observations)  # type: ignore
+    for instruction in ("", "move", "stay where you are"):
+        pool = ToyPool()
+        states: list[np.ndarray] = []
+        observe = pool.observe
+        pool.observe = lambda members, o=observe, s=states: s.append(o(members).state) or o(members)  # type: ignore
+        evaluate_policy(pool, policy, ACTING, scenes, seed=0, live_members=4, instruction=instruction)  # type: ignore[arg-type]
+        positions.append(np.concatenate(states))
+    assert {text for texts in prompts for text in texts} == {"move", "stay where you are"}
+    np.testing.assert_array_equal(positions[0], positions[1])
+    assert not np.array_equal(positions[0][-4:], positions[2][-4:])
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [(BranchPlan.flat(4), [0.1, 1.5, 2.5, 3.5]), (BranchPlan.shared_prefix(4, 1), [0.1] * 4)],
+    ids=["flat", "shared"],
+)
+def test_an_episode_remembers_its_nearest_chunk(policy: Policy, plan: BranchPlan, expected: list[float]) -> None:
+    """Also one of a stretch that it shares; without a word from the simulator the distance is infinite."""
+    asked: list[int] = []
+
+    def distance(scene: Scene, number: int) -> float:
+        asked.append(number)
+        return 0.1 if len(asked) == 1 else 0.5 + number
+
+    for nearest, wanted in ((distance, expected), (None, [np.inf] * 4)):
+        collector = Collector(ToyPool(nearest=nearest), policy, ACTING, live_members=4)  # type: ignore[arg-type]
+        rollouts = collector.collect(scenes(), Seeds(0), ("t",), plan=lambda number: plan, groups=1, explore=None)
+        assert [episode.nearest for episode in rollouts.kept[0].episodes] == wanted

@@ -40,6 +40,7 @@ def evaluate_policy(
     seed: int,
     live_members: int,
     on_tick: Callable[[int, int], None] | None = None,
+    instruction: str = "",
 ) -> list[EpisodeResult]:
     """Runs one episode per scene with ODE denoising.
 
@@ -51,6 +52,7 @@ def evaluate_policy(
         seed: Seed of the initial noise of each chunk; the noise depends on it, the scene and the chunk only.
         live_members: Most episodes that run at the same time.
         on_tick: Called with (env steps so far, episodes finished so far).
+        instruction: What the policy is told instead of the task's own instruction; empty: the task's own.
 
     Returns:
         One result per scene, in the order given.
@@ -58,7 +60,7 @@ def evaluate_policy(
     Raises:
         SimulatorError: More than half of the episodes were lost.
     """
-    collector = Collector(pool, policy, acting, live_members=live_members, on_tick=on_tick)
+    collector = Collector(pool, policy, acting, live_members=live_members, on_tick=on_tick, instruction=instruction)
     rollouts = collector.collect(
         iter(scenes),
         Seeds(seed),

@@ -35,6 +35,7 @@ class Material:
         environment: Versions and hardware, or empty.
         records: Records of metrics.jsonl, possibly none.
         evaluation: evaluation.json, or None.
+        selection: selection.json, or None.
         videos: Rows of videos.json with the clips as data addresses, possibly none.
         notes: What is missing, one sentence each.
     """
@@ -45,6 +46,7 @@ class Material:
     environment: dict[str, Any]
     records: list[dict[str, Any]]
     evaluation: dict[str, Any] | None
+    selection: dict[str, Any] | None
     videos: list[dict[str, Any]]
     notes: list[str]
 
@@ -96,6 +98,7 @@ def read_material(run_folder: Path) -> Material:
         environment=environment,
         records=records,
         evaluation=evaluation,
+        selection=run.selection,
         videos=_videos(run.videos_path, notes),
         notes=notes,
     )
@@ -115,6 +118,7 @@ def render(material: Material) -> str:
         tasks=sections.task_rows(material.evaluation),
         policies=[p["name"] for p in material.evaluation["policies"]] if material.evaluation else [],
         pairs=sections.pair_rows(material.evaluation),
+        selection=sections.selection_rows(material.selection),
         learning=sections.learning_figures(material.records),
         diagnostics=sections.diagnostic_figures(material.records),
         costs=sections.cost_rows(material.records),

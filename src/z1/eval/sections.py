@@ -11,6 +11,7 @@ from z1.eval import format as text
 from z1.eval import plots
 from z1.eval.advice import Records, values_of
 from z1.train.metrics import METRICS, completed
+from z1.train.selection import CONFIDENCE, NAMES
 
 DIAGNOSTICS = {
     "update/loss": "Loss",
@@ -21,6 +22,7 @@ DIAGNOSTICS = {
     "update/signal_chunks": "Chunks with a signal",
     "rollout/groups_dropped": "Groups dropped",
     "rollout/prefix": "Shared prefix",
+    "rollout/grounding_failures": "Failures short of the object",
     "sft/grad_norm": "Gradient norm",
     "sft/learning_rate": "Learning rate",
 }
@@ -46,6 +48,39 @@ def pair_rows(evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     names = [policy["name"] for policy in evaluation["policies"]]
     rows = evaluation["summary"]["paired"]
     return [{**row, "label": f"{names[row['b']]} − {names[row['a']]}"} for row in rows]
+
+
+def selection_rows(selection: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """What selective joint training decided, from what, and what the other mode gave; empty for other runs."""
+    if selection is None:
+        return []
+    inputs, other = selection["inputs"], selection["counterfactual"]
+    failures = f"{inputs['grounding_failures']} of {inputs['grounding_failures'] + inputs['motion_failures']}"
+    rows = {
+        "decision": NAMES[selection["decision"]] + " training",
+        "reason": selection["reason"] + ".",
+        "validation success before RL": text.percent(inputs["start_success"]),
+        "validation gain of the expert-only probe": _gain(inputs["validation_gain"]),
+        "gain of its training rollouts, by a line": _gain(inputs["curve_gain"]),
+        "failures that did not reach the object": failures,
+    }
+    for mode, probe in selection["probes"].items():
+        rows[f"{NAMES[mode]} probe"] = (
+            f"{text.percent(probe['validation_success'])} validation success after {text.count(probe['env_steps'])} "
+            "env steps"
+        )
+    rows["joint minus expert-only"] = _gain(selection["joint_minus_expert"])
+    tried = other["probe"] is not None
+    rows["not chosen"] = f"{NAMES[other['mode']]} training, {'after its probe' if tried else 'not tried'}"
+    rows["env steps of the probe that lost"] = text.count(selection["lost_env_steps"])
+    return [{"label": label, "value": value} for label, value in rows.items()]
+
+
+def _gain(gain: Mapping[str, float] | None) -> str:
+    if gain is None:
+        return "not known"
+    limits = text.interval(gain["low"], gain["high"], sign=True)
+    return f"{text.percent(gain['value'], sign=True, unit='points')}, {CONFIDENCE:.0%} interval {limits}"
 
 
 def _figure(title: str, figure: Any, curves: Sequence[plots.Curve], caption: str = "") -> dict[str, Any]:

@@ -11,6 +11,7 @@ of the rows follows from the scenes and plans alone, so the numbers do not depen
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,7 @@ class _Branch:
         origin: Equal for branches that see the same observation.
         chunk: Number of the next chunk.
         env_steps: Env steps since the start of the episode.
+        nearest: Smallest distance between gripper and the task's object so far, in metres.
     """
 
     scene: Scene
@@ -72,6 +74,7 @@ class _Branch:
     origin: int
     chunk: int = 0
     env_steps: int = 0
+    nearest: float = math.inf
 
 
 @dataclass(slots=True)
@@ -119,6 +122,7 @@ class Collector:
         live_members: Most members that run at the same time.
         store: Where the VLM prefixes go that training needs; None: the model inputs are kept (the VLM trains).
         on_tick: Called after each tick with (env steps so far, groups finished so far).
+        instruction: What the policy is told instead of the task's own instruction; empty: the task's own.
     """
 
     def __init__(
@@ -130,6 +134,7 @@ class Collector:
         live_members: int,
         store: PrefixStore | None = None,
         on_tick: Callable[[int, int], None] | None = None,
+        instruction: str = "",
     ) -> None:
         check_chunk_length(policy, acting)
         self._pool = pool
@@ -138,6 +143,7 @@ class Collector:
         self._live_members = live_members
         self._store = store
         self._on_tick = on_tick
+        self._instruction = instruction
         self._origins = 0
 
     def collect(
@@ -285,7 +291,7 @@ class Collector:
         branches = [branch for _, branch in rows]
         handles = [branch.handle for branch in branches]
         observed = time.perf_counter()
-        observations = self._pool.observe(handles)
+        observations = self._pool.observe(handles).told(self._instruction)
         began = time.perf_counter()
         tick, actions = self._act(observations, branches, seeds, address, explore, cost)
         acted = time.perf_counter()
@@ -297,6 +303,8 @@ class Collector:
         cost.env_steps += int(outcome.executed.sum())
         for row, (group, branch) in enumerate(rows):
             branch.env_steps += int(outcome.executed[row])
+            if outcome.nearest is not None:
+                branch.nearest = min(branch.nearest, float(outcome.nearest[row]))
             branch.chunk += 1
             branch.origin = self._new_origin()
             branch.segment.length += 1
@@ -311,6 +319,7 @@ class Collector:
                     episode.success = bool(outcome.success[row]) and not invalid
                     episode.invalid = invalid
                     episode.env_steps, episode.chunk_count = branch.env_steps, branch.chunk
+                    episode.nearest = branch.nearest
         if explore is not None:
             tick.executed.copy_(torch.from_numpy(outcome.executed))
             ticks.append(tick)

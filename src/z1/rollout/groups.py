@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -48,6 +49,7 @@ class Episode:
         invalid: Whether the simulator lost it.
         env_steps: Length in env steps, stretches that it shares with other members included.
         chunk_count: Length in chunks, likewise.
+        nearest: Smallest distance between gripper and the task's object, in metres; infinite where it is not known.
     """
 
     scene: Scene
@@ -56,6 +58,7 @@ class Episode:
     invalid: bool = False
     env_steps: int = 0
     chunk_count: int = 0
+    nearest: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,14 +12,22 @@ from z1.policy.policy import Policy
 from z1.policy.sampler import sample_chunk
 from z1.seeding import Seeds
 from z1.sims.pool import SimPool
-from z1.types import Scene
+from z1.types import Observations, Scene
 
 FRAME_SIZE = 224
 """Height and width of a video frame in pixels."""
 
 
 def film_episode(
-    pool: SimPool, policy: Policy, acting: ActingConfig, scene: Scene, *, seed: int, camera: str, every: int
+    pool: SimPool,
+    policy: Policy,
+    acting: ActingConfig,
+    scene: Scene,
+    *,
+    seed: int,
+    camera: str,
+    every: int,
+    instruction: str = "",
 ) -> tuple[np.ndarray, bool]:
     """Runs an evaluation episode again and films it.
 
@@ -34,6 +42,7 @@ def film_episode(
         seed: Seed of the noise.
         camera: Camera to film with.
         every: Env steps between two frames.
+        instruction: What the policy is told instead of the task's own instruction; empty: the task's own.
 
     Returns:
         uint8 ``[T, FRAME_SIZE, FRAME_SIZE, 3]`` and whether the episode succeeded.
@@ -42,7 +51,7 @@ def film_episode(
     frames = [pool.frames([member], camera, FRAME_SIZE)[0]]
     seeds, chunk, success, ended = Seeds(seed), 0, False, False
     while not ended:
-        actions = _chunk(pool, policy, acting, member, seeds, scene, chunk)
+        actions = _chunk(pool.observe([member]).told(instruction), policy, acting, seeds, scene, chunk)
         for first in range(0, acting.chunk_length, every):
             outcome = pool.step_chunk([member], actions[:, first : min(first + every, acting.chunk_length)])
             success, ended = bool(outcome.success[0]), bool(outcome.done[0])
@@ -57,13 +66,13 @@ def film_episode(
 
 @torch.no_grad()
 def _chunk(
-    pool: SimPool, policy: Policy, acting: ActingConfig, member: Any, seeds: Seeds, scene: Scene, chunk: int
+    observations: Observations, policy: Policy, acting: ActingConfig, seeds: Seeds, scene: Scene, chunk: int
 ) -> np.ndarray:
     shape = (1, policy.config.horizon, policy.config.action_dim)
     rng = seeds.rng("evaluation", scene.task, scene.seed, "member", 0, "chunk", chunk)
     sample = sample_chunk(
         policy.model,
-        policy.model.encode_prefix(policy.prepare(pool.observe([member]))),
+        policy.model.encode_prefix(policy.prepare(observations)),
         initial_noise=torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).to(policy.device),
         denoise_steps=acting.denoise_steps,
         noise_level=0.0,

@@ -82,6 +82,9 @@ class TaskSim(Protocol):
             Diverged: The physics broke down; the state is useless until the next ``load`` or ``reset``.
         """
 
+    def object_distance(self) -> float:
+        """Metres between gripper and the task's object now, for diagnosis alone; infinite where that is not known."""
+
     def proprioception(self) -> np.ndarray:
         """float32 ``[S]``: what the policy may know besides images."""
 

@@ -198,18 +198,20 @@ class Runner:
             actions: float32 ``[B, C, A]``.
 
         Returns:
-            Arrays ``executed``, ``success``, ``truncated``, ``state``; per member why it was lost, or an empty text.
+            Arrays ``executed``, ``success``, ``truncated``, ``nearest``, ``state``; per member why it was
+            lost, or an empty text.
         """
         info, count = self._adapter.info, len(numbers)
         images = self._image_rows(count, len(info.cameras), info.image_size)
         state = np.zeros((count, info.state_dim), np.float32)
         executed = np.zeros(count, np.int64)
         success, truncated = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
+        nearest = np.full(count, np.inf)
         lost = [""] * count
         for row, number in enumerate(numbers):
             member = self._member(number)
             try:
-                executed[row], success[row] = self._step_member(member, actions[row])
+                executed[row], success[row], nearest[row] = self._step_member(member, actions[row])
             except Diverged as problem:
                 lost[row] = f"the physics diverged: {problem}"
                 self._forget(number)
@@ -220,23 +222,25 @@ class Runner:
                 task_sim = self._adapter.task_sim(member.task)
                 state[row] = task_sim.proprioception()
                 self._render(task_sim, info.cameras, images[row])
-        return {"executed": executed, "success": success, "truncated": truncated, "state": state}, lost
+        arrays = {"executed": executed, "success": success, "truncated": truncated, "nearest": nearest, "state": state}
+        return arrays, lost
 
-    def _step_member(self, member: _Member, actions: np.ndarray) -> tuple[int, bool]:
+    def _step_member(self, member: _Member, actions: np.ndarray) -> tuple[int, bool, float]:
         task_sim = self._load(member)
         member.dirty = True
-        executed, success, began = 0, False, time.perf_counter()
+        executed, success, nearest, began = 0, False, np.inf, time.perf_counter()
         try:
             for action in actions[: max(0, self._adapter.horizon - member.steps)]:
                 executed += 1
                 success = task_sim.step(action)
+                nearest = min(nearest, task_sim.object_distance())
                 if success:
                     break
         finally:
             member.steps += executed
             self.counters.timed("sim_s", began)
             self.counters.add("env_steps", executed)
-        return executed, success
+        return executed, success, nearest
 
     def _forget(self, number: int) -> None:
         member = self._members.pop(number, None)

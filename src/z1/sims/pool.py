@@ -230,6 +230,7 @@ class SimPool:
         count = len(records)
         executed = np.zeros(count, np.int64)
         success, truncated = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
+        nearest = np.full(count, np.inf)
         images = np.zeros(self._image_shape(count), np.uint8)
         state = np.zeros((count, self.info.state_dim), np.float32)
         for host, reply in self._ask(requests).items():
@@ -240,7 +241,7 @@ class SimPool:
                     self._members.lose(record, reason)
                     continue
                 executed[row], success[row] = reply.arrays["executed"][i], reply.arrays["success"][i]
-                truncated[row] = reply.arrays["truncated"][i]
+                truncated[row], nearest[row] = reply.arrays["truncated"][i], reply.arrays["nearest"][i]
                 record.ended = bool(success[row] or truncated[row])
                 record.images = record.state = None
                 if not record.ended:
@@ -254,6 +255,7 @@ class SimPool:
             truncated=truncated,
             invalid=np.array([bool(record.lost) for record in records], np.bool_),
             observations=self._observations(records, images, state),
+            nearest=nearest,
         )
 
     def _balance(self, records: Sequence[Record]) -> None:

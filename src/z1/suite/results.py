@@ -107,10 +107,9 @@ def _run_facts(folder: StudyFolder, job: Run) -> Row:
     records = read_metrics(run.metrics_path)
     if not records:
         raise RunFolderError(f"{run.metrics_path} has no records; remove {run.path} and continue with --resume")
-    selection = run.path / "selection.json"
-    chosen = read_json(selection, RunFolderError) if selection.exists() else None
+    chosen = run.selection
     return {
-        "mode": chosen["mode"] if chosen else run.config["update"]["mode"],
+        "mode": chosen["decision"] if chosen else run.config["update"]["mode"],
         "selection": chosen,
         "env_steps": int(records[-1]["cost/env_steps"]),
         "seconds": float(records[-1]["time/total_s"]),

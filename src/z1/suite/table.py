@@ -10,6 +10,7 @@ from rich.text import Text
 
 from z1.eval.format import duration, interval, percent, plural
 from z1.suite.published import CAVEAT
+from z1.train.selection import describe
 
 Results = Mapping[str, Any]
 
@@ -100,7 +101,7 @@ def markdown(results: Results) -> str:
     chosen = [row for row in results["tasks"] if row.get("selection")]
     if chosen:
         lines += ["", "## Training modes", ""]
-        lines += [f"- {row['task']}: {row['selection']['mode']}. {row['selection']['reason']}" for row in chosen]
+        lines += [f"- {row['task']}: {describe(row['selection'])}" for row in chosen]
     if results["published"]:
         lines += ["", "## What others report", "", CAVEAT, ""]
         lines += _markdown_table(

@@ -44,6 +44,10 @@ METRICS: dict[str, Metric] = {
     "rollout/mean_steps": Metric("env steps", "Mean length of the training rollouts"),
     "rollout/return_mean": Metric("reward", "Mean return of the training rollouts"),
     "rollout/invalid_members": Metric("members", "Members lost to a host failure or to diverged physics"),
+    "rollout/motion_failures": Metric(
+        "episodes", "Failed training rollouts in which the gripper came as near the task's object as successes need"
+    ),
+    "rollout/grounding_failures": Metric("episodes", "Failed training rollouts in which it did not"),
     "rollout/prefix_observations": Metric(
         "observations", "Observations whose VLM prefix the update may use, each one once; expert mode only"
     ),
@@ -70,6 +74,9 @@ METRICS: dict[str, Metric] = {
     "eval/success": Metric("0..1", "Success rate on the validation scenes, deterministic denoising"),
     "eval/low": Metric("0..1", "Lower limit of the 95 % Wilson interval of eval/success"),
     "eval/high": Metric("0..1", "Upper limit of the 95 % Wilson interval of eval/success"),
+    "eval/outcomes": Metric(
+        "text", "One sign per validation scene, in order: 1 success, 0 failure, - lost by the simulator"
+    ),
     "eval/episodes": Metric("episodes", "Valid validation episodes"),
     "eval/mean_steps_to_success": Metric("env steps", "Mean env steps to the first success, of successful episodes"),
     "cost/env_steps": Metric("env steps", "Executed in training rollouts so far; a shared stretch counts once"),
@@ -83,6 +90,9 @@ METRICS: dict[str, Metric] = {
     "cost/prefix_host_hits": Metric("rows", "Rows of update passes whose VLM prefix lay in host memory so far"),
     "cost/prefix_recomputed": Metric("prefixes", "Stored observations that update passes encoded again so far"),
     "cost/gradient_chunks": Metric("chunks", "Chunks that went through a backward pass so far, every pass counted"),
+    "cost/lost_probe_env_steps": Metric(
+        "env steps", "Those of cost/env_steps that went into the probe that selection decided against"
+    ),
     "time/rollout_s": Metric("seconds", "Wall-clock of collecting rollouts so far"),
     "time/update_s": Metric("seconds", "Wall-clock of updates so far"),
     "time/eval_s": Metric("seconds", "Wall-clock of validation so far"),

@@ -17,6 +17,7 @@ from z1.errors import RunFolderError
 from z1.files import read_json, write_json
 
 SCHEMA = "z1.run/1"
+SELECTION_SCHEMA = "z1.selection/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class RunFolder:
 
     Attributes:
         path: The folder. It holds config.json, environment.json, metrics.jsonl, checkpoints/last and checkpoints/best,
-            policy/ (the result), evaluation.json, videos/, tensorboard/ and report.html, each once it exists.
+            policy/ (the result), selection.json, probes/, evaluation.json, videos/, tensorboard/ and report.html, each
+            once it exists.
     """
 
     path: Path
@@ -123,6 +125,29 @@ class RunFolder:
     def evaluation_path(self) -> Path:
         """evaluation.json."""
         return self.path / "evaluation.json"
+
+    @property
+    def selection_path(self) -> Path:
+        """selection.json, of a run with ``selection: auto``."""
+        return self.path / "selection.json"
+
+    @property
+    def selection(self) -> dict[str, Any] | None:
+        """The decision of selective joint training; None before it, and in other runs.
+
+        Raises:
+            RunFolderError: selection.json is damaged or of another version.
+        """
+        path = self.selection_path
+        if not path.exists():
+            return None
+        value = read_json(path, RunFolderError)
+        schema = value.get("schema") if isinstance(value, dict) else None
+        if schema != SELECTION_SCHEMA:
+            raise RunFolderError(
+                f"{path} has schema {schema!r}, expected {SELECTION_SCHEMA!r}; use the z1 version that wrote it"
+            )
+        return dict(value)
 
     @property
     def videos_path(self) -> Path:

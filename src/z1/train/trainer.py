@@ -34,6 +34,7 @@ from z1.train.learner import Learner, UpdateStats
 from z1.train.metrics import MetricsWriter
 from z1.train.objectives import make_objective
 from z1.train.score import advantage_weights_of, critic_weights_of, group_returns, success_weights_of
+from z1.train.selection import failure_modes
 from z1.types import Scene
 
 LAST, BEST = "checkpoints/last", "checkpoints/best"
@@ -53,7 +54,7 @@ class Progress:
     phase: str
     iteration: int
     detail: str = ""
-    metrics: dict[str, float] | None = None
+    metrics: dict[str, float | str] | None = None
 
 
 class Trainer:
@@ -66,6 +67,8 @@ class Trainer:
         folder: The run folder.
         metrics: Where the records go.
         on_progress: Called as the loop goes on.
+        probe_env_steps: Env steps after which the run ends in any case, while its schedules still follow the settings;
+            0: no such limit.
     """
 
     def __init__(
@@ -76,6 +79,8 @@ class Trainer:
         folder: Path,
         metrics: MetricsWriter,
         on_progress: Callable[[Progress], None] = lambda progress: None,
+        *,
+        probe_env_steps: int = 0,
     ) -> None:
         self.config = config
         self.policy = policy
@@ -85,6 +90,7 @@ class Trainer:
         self.seeds = Seeds(config.seed)
         self.state = TrainingState(step=0, best=None, best_step=-1, totals={})
         self._on_progress = on_progress
+        self._env_step_limits = [limit for limit in (config.env_step_budget, probe_env_steps) if limit]
         objective = make_objective(
             config.update, config.acting, config.rollout, action_dim=policy.processor.action_dim, seeds=self.seeds
         )
@@ -123,7 +129,8 @@ class Trainer:
             self.schedule.observe(rollouts.groups)
             self.scenes.observe(rollouts.groups)
             self.state.step = iteration + 1
-            record = self._record(iteration, rollouts, stats) | {"rollout/prefix": prefix} | valued | held
+            record: dict[str, float | str] = {**self._record(iteration, rollouts, stats), "rollout/prefix": prefix}
+            record |= {**valued, **held}
             before = self.state.totals.get("cost/env_steps", 0)
             self._count(rollouts.cost, stats)
             self.state.totals["time/total_s"] = time.perf_counter() - began
@@ -142,11 +149,16 @@ class Trainer:
         Raises:
             CheckpointError: The checkpoint is missing although the run has records, or it is damaged.
         """
-        if not (self.folder / LAST).exists() and not (self.folder / "metrics.jsonl").exists():
-            return
-        self.state, extra = load_checkpoint(
-            self.folder / LAST, self.policy, self.learner.trained, self.learner.optimizer
-        )
+        if (self.folder / LAST).exists() or (self.folder / "metrics.jsonl").exists():
+            self.load(self.folder / LAST)
+
+    def load(self, checkpoint: Path) -> None:
+        """Continues from a checkpoint of a run with the same settings.
+
+        Raises:
+            CheckpointError: It is missing or damaged.
+        """
+        self.state, extra = load_checkpoint(checkpoint, self.policy, self.learner.trained, self.learner.optimizer)
         kept = _unprefixed(extra, "objective")
         if self.store is not None:
             self.store.load_state(_unprefixed(extra, "store"))
@@ -200,9 +212,8 @@ class Trainer:
 
     def _env_steps_left(self) -> int:
         """Env steps after which this iteration replaces no more groups: its own limit, or what the budget leaves."""
-        limit, budget = self.config.rollout.max_env_steps, self.config.env_step_budget
-        left = budget - int(self.state.totals.get("cost/env_steps", 0))
-        return min(limit, left) if budget else limit
+        spent = int(self.state.totals.get("cost/env_steps", 0))
+        return min([self.config.rollout.max_env_steps, *(limit - spent for limit in self._env_step_limits)])
 
     def keeps(self, group: RolloutGroup) -> bool:
         """The group filter: bounds on the mean return, and something to train on beyond what all members share."""
@@ -262,10 +273,11 @@ class Trainer:
             "rollout/prefix_host_bytes": self.store.host_bytes,
         }
 
-    def validate(self, iteration: int) -> dict[str, float]:
+    def validate(self, iteration: int) -> dict[str, float | str]:
         """Evaluates on the validation scenes, and keeps the policy when it is the best so far."""
         began = time.perf_counter()
-        results = [r for r in self._evaluate(iteration) if not r.invalid]
+        everything = self._evaluate(iteration)
+        results = [r for r in everything if not r.invalid]
         successes = [r.success for r in results]
         rate = float(np.mean(successes))
         low, high = wilson(sum(successes), len(successes))
@@ -274,7 +286,8 @@ class Trainer:
             self._save_to(BEST)
         self._add("time/eval_s", time.perf_counter() - began)
         steps = [r.steps for r in results if r.success]
-        record = {"eval/success": rate, "eval/low": low, "eval/high": high, "eval/episodes": len(successes)}
+        record: dict[str, float | str] = {"eval/success": rate, "eval/low": low, "eval/high": high}
+        record |= {"eval/episodes": len(successes), "eval/outcomes": outcomes_text(everything)}
         return record | ({"eval/mean_steps_to_success": float(np.mean(steps))} if steps else {})
 
     def save(self) -> None:
@@ -291,7 +304,7 @@ class Trainer:
 
     def _finished(self) -> bool:
         config, totals = self.config, self.state.totals
-        spent_steps = config.env_step_budget and totals.get("cost/env_steps", 0) >= config.env_step_budget
+        spent_steps = any(totals.get("cost/env_steps", 0) >= limit for limit in self._env_step_limits)
         spent_time = config.time_budget_s and totals.get("time/total_s", 0.0) >= config.time_budget_s
         return bool(self.state.step >= config.iterations or spent_steps or spent_time)
 
@@ -309,7 +322,7 @@ class Trainer:
         validated = self.validate(-1) if settings.every or settings.every_env_steps else {}
         self.save()
         if validated:
-            record = {"iteration": -1, **validated, **self.state.totals}
+            record: dict[str, float | str] = {"iteration": -1, **validated, **self.state.totals}
             self.metrics.write(record)
             self._on_progress(Progress(phase="iteration", iteration=-1, metrics=record))
 
@@ -390,6 +403,7 @@ class Trainer:
             "rollout/groups_dropped": len(rollouts.dropped),
             "rollout/invalid_members": sum(int((~g.valid).sum()) for g in rollouts.groups),
         }
+        record |= failure_modes([e.nearest for e in episodes], [e.success for e in episodes])
         if self.schedule.parting is not None:
             record["rollout/parting_chunk"] = self.schedule.parting
         if stats is not None:
@@ -409,6 +423,11 @@ class Trainer:
                 "update/acting_log_prob_gap": stats.acting_log_prob_gap,
             }
         return record
+
+
+def outcomes_text(results: list[EpisodeResult]) -> str:
+    """One sign per result: 1 success, 0 failure, - lost by the simulator."""
+    return "".join("-" if r.invalid else str(int(r.success)) for r in results)
 
 
 def prefix_store(policy: Policy, update: UpdateConfig) -> PrefixStore | None:
