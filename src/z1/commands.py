@@ -52,6 +52,9 @@ console = Console()
 TINY_PATCH = 16
 """Patch size of a new tiny policy in pixels."""
 
+SHORT_STATE = 8
+"""State dims that fit into a tiny policy's usual prompt, beside an instruction."""
+
 SMALL_WIDTH = 512
 """VLM width below which a policy counts as small."""
 
@@ -177,6 +180,9 @@ def simulator_record(info: SimInfo) -> dict[str, Any]:
         "renderer": info.renderer,
         "cameras": list(info.cameras),
         "image_size": info.image_size,
+        "quality": info.quality,
+        **({"scenes": info.protocol} if info.protocol else {}),
+        **({"stand_ins": info.stand_ins} if info.stand_ins else {}),
     }
 
 
@@ -272,7 +278,10 @@ def _initial_sft_policy(config: SftConfig, dataset: LeRobotDataset) -> Policy:
             f"{config.dataset} has images of {size} pixels; a new tiny policy needs a multiple of {TINY_PATCH}, "
             "record with another --image-size"
         )
-    model = PolicyConfig.tiny(image_size=size, patch=TINY_PATCH) if config.model == "tiny" else PolicyConfig.pi05()
+    if config.model == "tiny":
+        model = tiny_sizes(size, state_dim=dataset.state.shape[1], action_dim=dataset.action.shape[1])
+    else:
+        model = PolicyConfig.pi05()
     processor = ProcessorConfig.of_dataset(
         cameras=dataset.cameras,
         state_stats=dataset.stats["observation.state"],
@@ -280,6 +289,17 @@ def _initial_sft_policy(config: SftConfig, dataset: LeRobotDataset) -> Policy:
         normalization=config.normalization,
     )
     return Policy.create(model, processor, seed=config.seed)
+
+
+def tiny_sizes(image_size: int, *, state_dim: int, action_dim: int) -> PolicyConfig:
+    """Sizes of a new tiny policy: the usual ones, wider where a robot has many action dims or a long state to read."""
+    usual = PolicyConfig.tiny()
+    return PolicyConfig.tiny(
+        image_size=image_size,
+        patch=TINY_PATCH,
+        action_dim=max(usual.action_dim, action_dim),
+        max_tokens=usual.max_tokens if state_dim <= SHORT_STATE else 2 * usual.max_tokens,
+    )
 
 
 def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
@@ -301,6 +321,8 @@ def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
                 Path(config.out), config_to_dict(config), "rl", environment=simulator_record(pool.info)
             )
         update = config.update
+        if pool.info.stand_ins:
+            console.print(f"[yellow]{pool.info.stand_ins}[/yellow]")
         console.print(
             f"RL on {config.task}: {update.objective}, {update.mode} training, {_describe_groups(config.rollout)}, "
             f"{config.sim.hosts} simulator processes, {device}"
@@ -383,11 +405,13 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
         check_chunk_length(policy, config.acting)
     episodes: list[dict[str, Any]] = []
     protocol: dict[str, Any] = {}
+    horizons: dict[str, int] = {}
     for task in config.task:
         scenes = [Scene.of_split(task, config.split, i) for i in range(config.episodes)]
         for number, policy in enumerate(policies):
             with open_pool(policy, task, config.sim) as pool:
-                protocol = _protocol(config, pool.info)
+                horizons[task] = pool.horizon_of(task)
+                protocol |= _protocol(config, pool.info, horizons)
                 label = f"{task}, {config.policy[number]}"
                 episodes += _evaluate_one(pool, policy, config, scenes, number, label)
     names = policy_names(config.policy)
@@ -492,13 +516,14 @@ def record_videos(config: EvalConfig, folder: Path, *, count: int = 3, camera: s
     write_json(folder / "videos.json", rows)
 
 
-def _protocol(config: EvalConfig, info: SimInfo) -> dict[str, Any]:
+def _protocol(config: EvalConfig, info: SimInfo, horizons: dict[str, int]) -> dict[str, Any]:
     return {
         "success": "first success",
         "episodes": config.episodes,
         "split": config.split,
         "seed": config.seed,
         "horizon": config.sim.horizon,
+        "horizons": dict(horizons),
         "denoise_steps": config.acting.denoise_steps,
         "chunk_length": config.acting.chunk_length,
         "denoising": "ODE",
