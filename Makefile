@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-robocasa check format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 11), (3, 12)) else f"z1 needs Python 3.11 or 3.12, found {v[0]}.{v[1]}; run: make PYTHON=python3.11 $(MAKECMDGOALS)")'
@@ -17,6 +17,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+test-robocasa: $(VENV)/.installed
+	$(BIN)/python -m pytest -m robocasa -rs
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

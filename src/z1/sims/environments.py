@@ -172,7 +172,8 @@ class _Environment:
         self._say(f"environment: {self.folder}, made with {base}")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / _PROGRESS, {"simulator": self._recipe.simulator, "steps": []})
-        self._run("environment", [base, "-m", "venv", str(self.folder)])
+        needs_pip = bool(self._recipe.steps(python_version(base))) and not self._uv
+        self._run("environment", [base, "-m", "venv", *([] if needs_pip else ["--without-pip"]), str(self.folder)])
         self._note("environment")
 
     def version(self) -> tuple[int, int]:
