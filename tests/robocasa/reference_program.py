@@ -1,7 +1,8 @@
-"""Runs under RoboCasa's interpreter: z1's adapter against the simulator used directly. Prints one line of JSON."""
+"""Runs under RoboCasa's interpreter: z1's adapter against the simulator used directly."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -23,6 +24,8 @@ def direct_env() -> Any:
     """The scene built as published evaluations build it, with robosuite's own renderer and observations."""
     import robosuite
     from robosuite.controllers import load_composite_controller_config
+
+    import robocasa  # noqa: F401 (registers the tasks)
 
     env = robosuite.make(
         env_name=TASK,
@@ -50,46 +53,94 @@ def direct_env() -> Any:
     return env
 
 
-def main() -> None:
-    """Plays the same actions in both and compares."""
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+def actions() -> np.ndarray:
+    """float32 ``[steps, 12]``."""
+    return np.random.default_rng(0).uniform(-1, 1, (STEPS, 12)).astype(np.float32)
+
+
+def render_directly(env: Any) -> list[np.ndarray]:
+    """robosuite's images, in a fresh context of its own.
+
+    The one that the environment made has lost its GL objects: those of the environment's first build, freed later, took
+    them along.
+    """
+    from robosuite.utils.binding_utils import MjRenderContextOffscreen
+
+    gc.collect()
+    spoilt = env.sim._render_context_offscreen
+    env.sim._render_context_offscreen = None
+    context = MjRenderContextOffscreen(env.sim, device_id=-1)
+    context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1
+    images = [env.sim.render(camera_name=name, width=SIZE, height=SIZE)[::-1] for name in CAMERAS]
+    assert spoilt is not context
+    return images
+
+
+def play_directly(path: Path) -> None:
+    """Plays the actions in the simulator itself and stores what is seen."""
     env = direct_env()
-    actions = np.random.default_rng(0).uniform(-1, 1, (STEPS, 12)).astype(np.float32)
-    physics, reference_success = [], []
-    for action in actions:
+    qpos, qvel, success = [], [], []
+    for action in actions():
         env.step(np.asarray(action, np.float64))
-        physics.append([env.sim.data.qpos.copy(), env.sim.data.qvel.copy()])
-        reference_success.append(bool(env._check_success()))
+        qpos.append(env.sim.data.qpos.copy())
+        qvel.append(env.sim.data.qvel.copy())
+        success.append(bool(env._check_success()))
     env.sim.forward()
     observation = env._get_observations(force_update=True)
-    reference_state = state_of({key: observation[key] for key, _ in STATE_PARTS})
-    images = [env.sim.render(camera_name=camera, width=SIZE, height=SIZE)[::-1] for camera in CAMERAS]
-    lang = env.get_ep_meta()["lang"]
+    images = render_directly(env)
+    np.savez(
+        path,
+        qpos=qpos,
+        qvel=qvel,
+        success=success,
+        state=state_of({key: observation[key] for key, _ in STATE_PARTS}),
+        images=images,
+        lang=np.frombuffer(env.get_ep_meta()["lang"].encode(), np.uint8),
+        kitchen=[env.layout_id, env.style_id],
+    )
+
+
+def play_in_adapter(path: Path) -> dict[str, Any]:
+    """Plays the same actions through z1's adapter and compares."""
+    seen = np.load(path)
     settings = AdapterSettings(simulator="robocasa", cameras=(), image_size=SIZE, horizon=0, quality="")
-    adapter = make_adapter(settings)
+    adapter = make_adapter(settings)  # to be kept: its end is the GL context's end
     scene = adapter.task_sim(f"{TASK}:{SEED}")
     scene.reset(SEED)
     same_physics, success = True, []
-    for action, (qpos, qvel) in zip(actions, physics, strict=True):
+    for number, action in enumerate(actions()):
         success.append(scene.step(action))
-        same_physics &= bool(np.array_equal(scene._data.qpos, qpos) and np.array_equal(scene._data.qvel, qvel))
+        same_physics &= bool(np.array_equal(scene._data.qpos, seen["qpos"][number]))
+        same_physics &= bool(np.array_equal(scene._data.qvel, seen["qvel"][number]))
     state = scene.proprioception()
-    image = np.zeros((SIZE, SIZE, 3), np.uint8)
     different_pixels = []
-    for camera, reference in zip(CAMERAS, images, strict=True):
+    for camera, reference in zip(CAMERAS, seen["images"], strict=True):
+        image = np.zeros((SIZE, SIZE, 3), np.uint8)
         scene.render(camera, image)
         different_pixels.append(int((image != reference).any(-1).sum()))
-    report = {
+    return {
         "same_physics": same_physics,
-        "same_success": success == reference_success,
-        "same_state": bool(np.array_equal(state, reference_state)),
+        "same_success": success == seen["success"].tolist(),
+        "same_state": bool(np.array_equal(state, seen["state"])),
         "different_pixels": different_pixels,
-        "same_instruction": scene.instruction == lang,
-        "kitchen": [env.layout_id, env.style_id],
+        "same_instruction": scene.instruction == seen["lang"].tobytes().decode(),
+        "kitchen": seen["kitchen"].tolist(),
     }
-    print(json.dumps(report), file=out, flush=True)
-    os._exit(0)  # robosuite's GL context and z1's cannot both be freed in peace
+
+
+def main() -> None:
+    """``directly FILE`` stores what the simulator shows, ``adapter FILE`` compares and prints.
+
+    Two processes, since robosuite's GL context and z1's disturb each other.
+    """
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    what, path = sys.argv[1], Path(sys.argv[2])
+    if what == "directly":
+        play_directly(path)
+    else:
+        print(json.dumps(play_in_adapter(path)), file=out, flush=True)
+    os._exit(0)  # GL contexts complain when the interpreter ends
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ class ModelRenderer:
         context = self._context(size)
         self._update(data, self._camera(camera))
         view = mujoco.MjrRect(0, 0, size, size)
-        pixels = np.empty((size, size, 3), np.uint8)
+        pixels = np.zeros((size, size, 3), np.uint8)  # black, not what was in memory, should GL draw nothing
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
         mujoco.mjr_render(view, self._scene, context)
         mujoco.mjr_readPixels(pixels, None, view, context)
