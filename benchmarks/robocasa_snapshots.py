@@ -33,7 +33,7 @@ from z1.sims.adapter import AdapterSettings, make_adapter
 from z1.sims.robocasa_tasks import TASKS
 from z1.sims.snapshot import SimState, Snapshot, decode_snapshot, encode_snapshot
 
-SEED = 2_000_000_003
+DEFAULT_SEED = 2_000_000_003
 WARM_UP, COMPARED, LOOK_EVERY, IMAGE_SIZE = 15, 24, 6, 128
 LEFT_OUT = ("solver warm start", "arm controller's origin", "gripper's current action", "fixtures' latched buttons")
 
@@ -77,7 +77,7 @@ class Scene:
 
 def encoded(state: SimState) -> bytes:
     """A state as portable bytes."""
-    return encode_snapshot(Snapshot(simulator="robocasa", version="", seed=SEED, steps=0, ended=False, state=state))
+    return encode_snapshot(Snapshot(simulator="robocasa", version="", seed=0, steps=0, ended=False, state=state))
 
 
 def first_difference(first: list[str], second: list[str]) -> int:
@@ -142,9 +142,9 @@ def milliseconds(action: Callable[[], Any], times: int = 5) -> float:
     return (time.process_time() - began) / times * 1e3
 
 
-def record(adapter: Any, task: str, folder: Path) -> dict[str, Any]:
+def record(adapter: Any, task: str, seed: int, folder: Path) -> dict[str, Any]:
     """The first process: the snapshot, what follows it, and everything that one host can show."""
-    scene = Scene(adapter, task, SEED)
+    scene = Scene(adapter, task, seed)
     sim, actions = scene.sim, actions_of(task, 0)
     initial = sim.capture()
     sim.load(initial)
@@ -193,31 +193,31 @@ def record(adapter: Any, task: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def replay(adapter: Any, task: str, folder: Path, *, busy: bool) -> dict[str, Any]:
+def replay(adapter: Any, task: str, seed: int, folder: Path, *, busy: bool) -> dict[str, Any]:
     """Another process: restores the snapshot; ``busy``: after it was at work in another scene of the task."""
     if busy:
-        other = Scene(adapter, task, SEED + 1)
+        other = Scene(adapter, task, seed + 1)
         other.play(actions_of(task, 3)[:8], look=False)
         other.images()
     data, seen = (folder / "snapshot").read_bytes(), json.loads((folder / "seen.json").read_text())
-    scene = Scene(adapter, task, SEED)
+    scene = Scene(adapter, task, seed)
     scene.sim.load(decode_snapshot(data).state)
     return {"difference": first_difference(seen, scene.play(actions_of(task, 0)[WARM_UP:]))}
 
 
-def work(what: str, task: str, folder: Path) -> None:
+def work(what: str, task: str, seed: int, folder: Path) -> None:
     """A worker under the simulator's interpreter."""
     settings = AdapterSettings(simulator="robocasa", cameras=(), image_size=IMAGE_SIZE, horizon=0, quality="")
     adapter = make_adapter(settings)
     if what == "record":
-        result = record(adapter, task, folder)
+        result = record(adapter, task, seed, folder)
     else:
-        result = replay(adapter, task, folder, busy=what == "busy")
+        result = replay(adapter, task, seed, folder, busy=what == "busy")
     (folder / f"{what}.json").write_text(json.dumps(result))
     adapter.close()
 
 
-def check_task(python: str, task: str) -> dict[str, Any]:
+def check_task(python: str, task: str, seed: int = DEFAULT_SEED) -> dict[str, Any]:
     """The three processes of a task, one after the other."""
     environment = {**os.environ, "PYTHONHASHSEED": "0", "LP_NUM_THREADS": "1"}
     environment.setdefault("MUJOCO_GL", "egl")
@@ -226,7 +226,7 @@ def check_task(python: str, task: str) -> dict[str, Any]:
         folder = Path(name)
         results = {}
         for what in ("record", "busy", "new"):
-            command = [python, __file__, "--worker", what, "--task", task, "--folder", name]
+            command = [python, __file__, "--worker", what, "--task", task, "--seed", str(seed), "--folder", name]
             subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
             results[what] = json.loads((folder / f"{what}.json").read_text())
     row = results["record"]
@@ -241,11 +241,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("robocasa_snapshots.json"))
     parser.add_argument("--task", action="append", choices=sorted(TASKS), help="default: all 24")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="scene seed; it also chooses the kitchen")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        work(arguments.worker, arguments.task[0], arguments.folder)
+        work(arguments.worker, arguments.task[0], arguments.seed, arguments.folder)
         return
     from z1 import machine
     from z1.files import write_json
@@ -256,13 +257,13 @@ def main() -> None:
     for task in arguments.task or sorted(TASKS):
         if task in rows:
             continue
-        rows[task] = check_task(python, task)
+        rows[task] = check_task(python, task, arguments.seed)
         first = next(iter(rows.values()))
         content = {
             "command": "python benchmarks/robocasa_snapshots.py",
             "hardware": f"{machine.cpu_model()}, {machine.cores()} cores, {machine.memory_gib():.0f} GiB",
             **{name: first[name] for name in ("version", "renderer", "stand_ins")},
-            "seed": SEED,
+            "seed": arguments.seed,
             "env_steps_before": WARM_UP,
             "env_steps_compared": COMPARED,
             "images": f"3 cameras, {IMAGE_SIZE} pixels, every {LOOK_EVERY} env steps",

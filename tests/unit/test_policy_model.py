@@ -238,7 +238,7 @@ def test_shipped_tokenizer_reads_every_instruction() -> None:
     tokenizer = Tokenizer.tiny()
     assert tokenizer.size == TINY_VOCAB
     state = np.linspace(-1.2, 1.2, 4)
-    tasks = [task for task in all_tasks() if task.startswith("metaworld/")]
+    tasks = all_tasks("metaworld")
     prompts = [build_prompt(instruction(task), state, "state") for task in tasks]
     lengths = [len(ids) for ids in tokenizer.encode(prompts)]
     assert max(lengths) <= PolicyConfig.tiny().max_tokens // 2
@@ -254,7 +254,7 @@ def test_a_tiny_policy_for_many_dims_reads_the_longest_instructions() -> None:
     assert (sizes.action_dim, sizes.max_tokens) == (12, 192)
     assert tiny_sizes(64, state_dim=4, action_dim=4) == PolicyConfig.tiny(patch=16)
     state = np.linspace(-1, 1, 16)
-    tasks = [task for task in all_tasks() if task.startswith("robocasa/")]
+    tasks = all_tasks("robocasa")
     prompts = [build_prompt(instruction(task), state, "state") for task in tasks]
     assert PolicyConfig.tiny().max_tokens < max(map(len, Tokenizer.tiny().encode(prompts))) < sizes.max_tokens
 

@@ -68,9 +68,9 @@ _TASKS: dict[str, tuple[str, str]] = {
 }
 
 
-def all_tasks() -> tuple[str, ...]:
-    """Every task id, ``simulator/name``, sorted."""
-    return tuple(_TASKS)
+def all_tasks(simulator: str = "") -> tuple[str, ...]:
+    """Task ids, ``simulator/name``, sorted: those of a simulator, or every one."""
+    return tuple(task for task in _TASKS if not simulator or task.startswith(f"{simulator}/"))
 
 
 def categories() -> tuple[str, ...]:
