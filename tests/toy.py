@@ -114,6 +114,10 @@ class ToyPool:
         self._next = 0
         self._sizes: list[int] = []
 
+    def horizon_of(self, task: str) -> int:
+        """Env steps of an episode."""
+        return self.horizon
+
     def start(self, scenes: Sequence[Scene], members: int = 1) -> list[list[ToyMember]]:
         """Members at the middle."""
         groups = []

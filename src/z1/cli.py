@@ -330,6 +330,25 @@ def check_sim(arguments: list[str]) -> int:
     return 0 if all(row.passed for row in rows) else 1
 
 
+def sims(arguments: list[str]) -> int:
+    """Install, list, examine and remove simulators that need an environment of their own."""
+    from z1.sims import command
+
+    verbs: dict[str, Callable[[list[str]], int | None]] = {
+        "install": lambda rest: command.run_install(parse(command.SimsInstallConfig, "sims install", rest)),
+        "list": lambda rest: command.run_list() if parse(command.SimsListConfig, "sims list", rest) else None,
+        "doctor": lambda rest: command.run_doctor() if parse(command.SimsListConfig, "sims doctor", rest) else None,
+        "remove": lambda rest: command.run_remove(parse(command.SimsNameConfig, "sims remove", rest)),
+        "stand-ins": lambda rest: command.run_stand_ins(parse(command.SimsStandInsConfig, "sims stand-ins", rest)),
+    }
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: z1 sims {{{','.join(verbs)}}} [settings]\n\n{sims.__doc__}")
+        return 0 if arguments else USER_ERROR
+    if arguments[0] not in verbs:
+        raise UnknownNameError("z1 sims command", arguments[0], verbs)
+    return verbs[arguments[0]](arguments[1:]) or 0
+
+
 def doctor(arguments: list[str]) -> int:
     """Tell what works on this machine and how to fix what does not."""
     from z1.doctor import doctor_table, is_healthy, run_doctor
@@ -370,6 +389,7 @@ COMMANDS: dict[str, Command] = {
         "report": report,
         "tasks": tasks,
         "check-sim": check_sim,
+        "sims": sims,
         "doctor": doctor,
     }.items()
 }

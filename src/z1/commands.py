@@ -59,8 +59,8 @@ console = Console()
 TINY_PATCH = 16
 """Patch size of a new tiny policy in pixels."""
 
-TINY_ACTION_DIM = 8
-"""Model action dims of a new tiny policy, if the env's actions do not need more."""
+SHORT_STATE = 8
+"""State dims that fit into a tiny policy's usual prompt, beside an instruction."""
 
 SMALL_WIDTH = 512
 """VLM width below which a policy counts as small."""
@@ -187,6 +187,9 @@ def simulator_record(info: SimInfo) -> dict[str, Any]:
         "renderer": info.renderer,
         "cameras": list(info.cameras),
         "image_size": info.image_size,
+        "quality": info.quality,
+        **({"scenes": info.protocol} if info.protocol else {}),
+        **({"stand_ins": info.stand_ins} if info.stand_ins else {}),
     }
 
 
@@ -316,8 +319,7 @@ def _initial_sft_policy(config: SftConfig, datasets: Sequence[LeRobotDataset]) -
             "record with another --image-size"
         )
     if config.model == "tiny":
-        action_dim = max(TINY_ACTION_DIM, dataset.action.shape[1])
-        model = PolicyConfig.tiny(image_size=size, patch=TINY_PATCH, action_dim=action_dim)
+        model = tiny_sizes(size, state_dim=dataset.state.shape[1], action_dim=dataset.action.shape[1])
     else:
         model = PolicyConfig.pi05()
     processor = ProcessorConfig.of_dataset(
@@ -327,6 +329,17 @@ def _initial_sft_policy(config: SftConfig, datasets: Sequence[LeRobotDataset]) -
         normalization=config.normalization,
     )
     return Policy.create(model, processor, seed=config.seed)
+
+
+def tiny_sizes(image_size: int, *, state_dim: int, action_dim: int) -> PolicyConfig:
+    """Sizes of a new tiny policy: the usual ones, wider where a robot has many action dims or a long state to read."""
+    usual = PolicyConfig.tiny()
+    return PolicyConfig.tiny(
+        image_size=image_size,
+        patch=TINY_PATCH,
+        action_dim=max(usual.action_dim, action_dim),
+        max_tokens=usual.max_tokens if state_dim <= SHORT_STATE else 2 * usual.max_tokens,
+    )
 
 
 def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
@@ -350,6 +363,8 @@ def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
             )
         update = config.update
         mode = f"{update.mode} training" if config.selection == "off" else "selective joint training"
+        if pool.info.stand_ins:
+            console.print(f"[yellow]{pool.info.stand_ins}[/yellow]")
         console.print(
             f"RL on {config.task}: {update.objective}, {mode}, {_describe_groups(config.rollout)}, "
             f"{config.sim.hosts} simulator processes, {device} in {config.precision}"
@@ -465,11 +480,13 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
         check_chunk_length(policy, config.acting)
     episodes: list[dict[str, Any]] = []
     protocol: dict[str, Any] = {}
+    horizons: dict[str, int] = {}
     for task in config.task:
         scenes = [Scene.of_split(task, config.split, i) for i in range(config.episodes)]
         for number, policy in enumerate(policies):
             with open_pool(policy, task, config.sim) as pool:
-                protocol = _protocol(config, pool.info)
+                horizons[task] = pool.horizon_of(task)
+                protocol |= _protocol(config, pool.info, horizons)
                 label = f"{task}, {config.policy[number]}"
                 episodes += _evaluate_one(pool, policy, config, scenes, number, label)
     names = policy_names(config.policy)
@@ -576,13 +593,14 @@ def record_videos(config: EvalConfig, folder: Path, *, count: int = 3, camera: s
     write_json(folder / "videos.json", rows)
 
 
-def _protocol(config: EvalConfig, info: SimInfo) -> dict[str, Any]:
+def _protocol(config: EvalConfig, info: SimInfo, horizons: dict[str, int]) -> dict[str, Any]:
     return {
         "success": "first success",
         "episodes": config.episodes,
         "split": config.split,
         "seed": config.seed,
         "horizon": config.sim.horizon,
+        "horizons": dict(horizons),
         "denoise_steps": config.acting.denoise_steps,
         "chunk_length": config.acting.chunk_length,
         "denoising": "ODE",

@@ -22,6 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from z1 import machine
+from z1.sims.catalogue import INSTALLATIONS
+from z1.sims.registry import install_command, registered
 
 Status = Literal["ok", "warning", "missing"]
 
@@ -35,7 +37,6 @@ RENDER_TIMEOUT_S = 8.0
 
 OWN_INTERPRETER_SIMULATORS = {
     "robosuite": 'pip install robosuite==1.5.2 "mujoco>=3.3,<3.9" in an environment of its own',
-    "robocasa": "install RoboCasa v0.2 in an environment of its own (it pins numpy and mujoco 3.2.6)",
     "libero": "pip install hf-libero==0.1.4 in an environment of its own",
 }
 OPTIONAL_PACKAGES = {
@@ -317,7 +318,21 @@ def check_video() -> DoctorRow:
 
 def check_other_simulators() -> list[DoctorRow]:
     """Simulators besides MetaWorld, which need interpreters of their own."""
-    return [_optional(name, "simulator", fix) for name, fix in OWN_INTERPRETER_SIMULATORS.items()]
+    entries = registered()
+    rows = []
+    for name in sorted(INSTALLATIONS):
+        entry = entries.get(name)
+        if entry is None:
+            detail, fix = "not installed, simulator", install_command(name)
+            rows.append(DoctorRow(name=name, status="missing", detail=detail, fix=fix, required=False))
+        elif not Path(entry.python).exists():
+            detail, fix = f"{entry.python} has gone", install_command(name)
+            rows.append(DoctorRow(name=name, status="missing", detail=detail, fix=fix, required=False))
+        else:
+            version = entry.versions.get(name, "found")
+            detail = f"{version} in {entry.folder}; z1 sims doctor tells more"
+            rows.append(DoctorRow(name=name, status="ok", detail=detail, required=False))
+    return rows + [_optional(name, "simulator", fix) for name, fix in OWN_INTERPRETER_SIMULATORS.items()]
 
 
 def check_optional_packages() -> list[DoctorRow]:

@@ -60,6 +60,11 @@ class SimInfo:
         action_high: Upper bound of each env action dim.
         state_names: One name per proprioceptive state dim (S of them).
         control_hz: Env steps per simulated second.
+        quality: How images are rendered, ``fast`` or ``default``.
+        model_per_scene: Whether every scene is a compiled model of its own; else a task's scenes share one.
+        experts: Tasks that have a scripted expert, sorted.
+        stand_ins: Which of the simulator's assets are generated stand-ins; empty: none. Every result must say it.
+        protocol: Which scenes make up the splits, where a benchmark's protocol decides it; else empty.
     """
 
     simulator: str
@@ -75,6 +80,11 @@ class SimInfo:
     action_high: tuple[float, ...]
     state_names: tuple[str, ...]
     control_hz: float
+    quality: str = "fast"
+    model_per_scene: bool = False
+    experts: tuple[str, ...] = ()
+    stand_ins: str = ""
+    protocol: str = ""
 
     @property
     def action_dim(self) -> int:

@@ -36,7 +36,7 @@ def noisy_expert(pool: SimPool, members: list, rng: np.random.Generator) -> np.n
     return np.clip(actions, -1, 1).astype(np.float32)
 
 
-@pytest.mark.parametrize("task", all_tasks())
+@pytest.mark.parametrize("task", all_tasks("metaworld"))
 def test_snapshots_are_exact_everywhere(task: str, two_hosts: SimPool, other_pool: SimPool) -> None:
     rng = np.random.default_rng(len(task))
     scene = Scene.of_split(task, "test", 4)

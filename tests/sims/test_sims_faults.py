@@ -26,8 +26,10 @@ from z1.sims.snapshot import decode_snapshot, encode_snapshot
 HOST_MODULES = (
     "types",
     "errors",
-    *(f"sims/{name}" for name in ("protocol", "snapshot", "adapter", "rendering", "meshes")),
+    *(f"sims/{name}" for name in ("protocol", "snapshot", "adapter", "rendering", "meshes", "stand_in_files")),
+    *(f"sims/robocasa_{name}" for name in ("layout", "tasks", "scene", "state")),
 )
+ADAPTERS = ("sims/metaworld", "sims/robocasa")
 
 
 @pytest.fixture
@@ -199,7 +201,7 @@ def test_another_protocol_version_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(protocol, "PROTOCOL_VERSION", 99)
     with pytest.raises(ProtocolError) as caught:
         SimPool(SPEC)
-    text = "the simulator host speaks protocol version 2, this process version 99; both must run the same z1"
+    text = "the simulator host speaks protocol version 3, this process version 99; both must run the same z1"
     assert str(caught.value) == text
 
 
@@ -299,8 +301,9 @@ def test_closing_leaves_nothing_behind() -> None:
 
 def test_modules_of_hosts_keep_to_python_3_10_and_their_imports() -> None:
     folder = Path(z1.__file__).parent
-    allowed = {"numpy", "mujoco", "metaworld", "gymnasium", "OpenGL", "z1", *sys.stdlib_module_names}
-    for name in (*HOST_MODULES, "sims/host", "sims/metaworld", "sims/__init__", "__init__"):
+    simulators = {"mujoco", "metaworld", "gymnasium", "OpenGL", "robosuite", "robocasa"}
+    allowed = {"numpy", "z1", *simulators, *sys.stdlib_module_names}
+    for name in (*HOST_MODULES, *ADAPTERS, "sims/host", "sims/__init__", "__init__"):
         tree = ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"), feature_version=(3, 10))
         for node in ast.walk(tree):
             imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -309,4 +312,4 @@ def test_modules_of_hosts_keep_to_python_3_10_and_their_imports() -> None:
             for module in imported:
                 assert module.split(".")[0] in allowed, f"{name} imports {module}"
                 if module.startswith("z1."):
-                    assert module.removeprefix("z1.").replace(".", "/") in (*HOST_MODULES, "sims/metaworld"), module
+                    assert module.removeprefix("z1.").replace(".", "/") in (*HOST_MODULES, *ADAPTERS), module

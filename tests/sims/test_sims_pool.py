@@ -28,8 +28,8 @@ def test_the_simulator_describes_itself(pool: SimPool) -> None:
     assert info.renderer.split(":")[0] in {"egl", "osmesa"}
     assert info.cameras == ("corner2", "gripperPOV")
     assert (info.action_dim, info.state_dim, info.image_size, info.control_hz) == (4, 4, 64, 80.0)
-    assert {f"metaworld/{task}" for task in info.tasks} == set(all_tasks())
-    assert pool.horizon == 500
+    assert {f"metaworld/{task}" for task in info.tasks} == set(all_tasks("metaworld"))
+    assert pool.horizon_of("metaworld/reach") == 500
 
 
 def test_one_build_and_one_rendering_serve_all_members_of_a_scene(pool: SimPool) -> None:

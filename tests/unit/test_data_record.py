@@ -62,6 +62,7 @@ class ToyPool:
             action_high=(1.0, 1.0),
             state_names=("position", "step", "seed"),
             control_hz=10.0,
+            experts=("handle-press", "window-open"),
         )
 
     def __enter__(self) -> ToyPool:
@@ -292,7 +293,7 @@ def test_plan_keys() -> None:
         ({"hosts": 0}, "hosts is 0; it must be at least 1"),
         ({"in_flight": 0}, "in_flight is 0; it must be at least 1"),
         ({"image_size": 4}, "image_size is 4; it must be from 8 to 1024 pixels"),
-        ({"quality": "best"}, "quality is 'best'; it must be 'fast' or 'default'"),
+        ({"quality": "best"}, "quality is 'best'; it must be 'fast', 'default' or empty"),
         ({"horizon": -1}, "horizon is -1; it must be 0 or a number of env steps"),
         ({"timeout_s": 0}, "timeout_s is 0; it must be a positive number of seconds"),
         ({"out": ""}, "out is ''; it must be a folder to create"),

@@ -34,7 +34,7 @@ def test_doctor_runs_here_and_names_every_subject(tmp_path: Path, monkeypatch: p
     assert names[:2] == ["Python", "PyTorch"]
     for name in ("processor", "memory", "disk", "MetaWorld", "MuJoCo", "rendering, EGL", "rendering, OSMesa", "video"):
         assert name in names
-    assert names[-5:] == ["robosuite", "robocasa", "libero", "wandb", "ray"]
+    assert names[-5:] == ["robocasa", "robosuite", "libero", "wandb", "ray"]
     assert all(r.status == "ok" or r.fix for r in rows), rows
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from z1.commands import tiny_sizes
 from z1.errors import CheckpointError, UnknownNameError
 from z1.policy import flow
 from z1.policy.config import TINY_VOCAB, PolicyConfig
@@ -237,14 +238,25 @@ def test_shipped_tokenizer_reads_every_instruction() -> None:
     tokenizer = Tokenizer.tiny()
     assert tokenizer.size == TINY_VOCAB
     state = np.linspace(-1.2, 1.2, 4)
-    prompts = [build_prompt(instruction(task), state, "state") for task in all_tasks()]
+    tasks = all_tasks("metaworld")
+    prompts = [build_prompt(instruction(task), state, "state") for task in tasks]
     lengths = [len(ids) for ids in tokenizer.encode(prompts)]
     assert max(lengths) <= PolicyConfig.tiny().max_tokens // 2
     tokens, mask = tokenizer.batch(prompts, PolicyConfig.tiny().max_tokens)
     assert tokens.shape[1] == max(lengths)
     assert mask.sum(1).tolist() == lengths
     assert (tokens[:, 0] == 2).all()
-    assert len({tuple(row) for row in tokens.tolist()}) == len({instruction(task) for task in all_tasks()})
+    assert len({tuple(row) for row in tokens.tolist()}) == len({instruction(task) for task in tasks})
+
+
+def test_a_tiny_policy_for_many_dims_reads_the_longest_instructions() -> None:
+    sizes = tiny_sizes(64, state_dim=16, action_dim=12)
+    assert (sizes.action_dim, sizes.max_tokens) == (12, 192)
+    assert tiny_sizes(64, state_dim=4, action_dim=4) == PolicyConfig.tiny(patch=16)
+    state = np.linspace(-1, 1, 16)
+    tasks = all_tasks("robocasa")
+    prompts = [build_prompt(instruction(task), state, "state") for task in tasks]
+    assert PolicyConfig.tiny().max_tokens < max(map(len, Tokenizer.tiny().encode(prompts))) < sizes.max_tokens
 
 
 def test_shipped_tokenizer_splits_digits_and_falls_back_to_bytes() -> None:

@@ -61,8 +61,8 @@ class DemoConfig:
     """Cameras to record. Empty: the simulator's default pair, which policies use by default."""
     image_size: int = 64
     """Height and width of the images in pixels."""
-    quality: str = "fast"
-    """Rendering, ``fast`` or ``default``; use what the policy will see."""
+    quality: str = ""
+    """Rendering, ``fast`` or ``default``; use what the policy will see. Empty: the simulator's usual one."""
     horizon: int = 0
     """Env steps after which an episode without success has failed. 0: the simulator's own (MetaWorld 500)."""
     seed: int = 0
@@ -74,7 +74,7 @@ class DemoConfig:
     overwrite: bool = False
     """Whether an existing dataset is replaced, once the new one is complete."""
     python: str = ""
-    """Interpreter of the simulator processes. Empty: the one that runs this command."""
+    """Interpreter of the simulator processes. Empty: the simulator's installed one, or the one that runs this."""
     timeout_s: float = 120.0
     """Seconds without a sign of life after which a simulator process is restarted."""
 
@@ -93,7 +93,7 @@ class DemoConfig:
         require(self.in_flight >= 1, "in_flight", self.in_flight, "at least 1")
         require(len(set(self.cameras)) == len(self.cameras), "cameras", self.cameras, "different cameras")
         require(8 <= self.image_size <= 1024, "image_size", self.image_size, "from 8 to 1024 pixels")
-        require(self.quality in ("fast", "default"), "quality", self.quality, "'fast' or 'default'")
+        require(self.quality in ("", "fast", "default"), "quality", self.quality, "'fast', 'default' or empty")
         require(self.horizon >= 0, "horizon", self.horizon, "0 or a number of env steps")
         require(self.timeout_s > 0, "timeout_s", self.timeout_s, "a positive number of seconds")
 
@@ -183,7 +183,10 @@ def record_demonstrations(config: DemoConfig, on_progress: Callable[[DemoProgres
         python=config.python,
         quality=config.quality,
     )
-    with SimPool(spec, config.hosts, timeout_s=config.timeout_s) as pool, open_writer(config, pool.info) as writer:
+    with (
+        SimPool(spec, config.hosts, timeout_s=config.timeout_s) as pool,
+        open_writer(config, _with_experts(config, pool.info)) as writer,
+    ):
         recorder = Recorder(config, pool, writer, on_progress)
         recorder.run()
         path = writer.finish(recorder.manifest())
@@ -196,6 +199,20 @@ def record_demonstrations(config: DemoConfig, on_progress: Callable[[DemoProgres
         failures={plan.task: len(plan.failed) for plan in plans},
         seconds=time.perf_counter() - started,
     )
+
+
+def _with_experts(config: DemoConfig, info: SimInfo) -> SimInfo:
+    """What the simulator says about itself, if it has experts for all tasks.
+
+    Raises:
+        DatasetError: A task has none.
+    """
+    for task in config.task:
+        if suites.name_of(task) not in info.experts:
+            raise DatasetError(
+                f"{task} has no scripted expert, so there is nobody to record; convert a public data set"
+            )
+    return info
 
 
 def open_writer(config: DemoConfig, info: SimInfo) -> LeRobotWriter:
@@ -218,7 +235,8 @@ def open_writer(config: DemoConfig, info: SimInfo) -> LeRobotWriter:
         "episodes": config.episodes,
         "noise_std": config.noise_std,
         "horizon": config.horizon,
-        "quality": config.quality,
+        "quality": info.quality,
+        "stand_ins": info.stand_ins,
         "seed": config.seed,
         "simulator": f"{info.simulator} {info.version}",
         "renderer": info.renderer,
@@ -308,7 +326,8 @@ class Recorder:
             "simulator": info.simulator,
             "version": info.version,
             "renderer": info.renderer,
-            "quality": config.quality,
+            "quality": info.quality,
+            "stand_ins": info.stand_ins,
             "cameras": list(info.cameras),
             "image_size": info.image_size,
             "control_hz": info.control_hz,

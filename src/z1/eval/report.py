@@ -87,10 +87,14 @@ def read_material(run_folder: Path) -> Material:
         )
     settings = _optional(run.config_path, "the settings", notes)
     environment = _optional(run.environment_path, "versions and hardware", notes)
+    if environment.get("stand_ins"):
+        notes.append(f"Simulated with stand-ins: {environment['stand_ins']}.")
     records = read_metrics(run.metrics_path) if run.metrics_path.exists() else []
     if not records:
         notes.append("No metrics were logged, so there are no curves.")
     evaluation = _evaluation(run.evaluation_path, notes)
+    if evaluation is not None and evaluation["protocol"].get("stand_ins"):
+        notes.append(f"Evaluated with stand-ins: {evaluation['protocol']['stand_ins']}.")
     return Material(
         name=run_folder.resolve().name,
         kind=str(settings.get("kind", "")),

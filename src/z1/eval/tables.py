@@ -38,7 +38,8 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
         averages = {row["policy"]: row for row in summary["average"]}
         table.add_section()
         table.add_row("average", *_cells(summary, ALL, [averages.get(p) for p in range(len(policies))]))
-    table.caption = _caption(summary)
+    stand_ins = evaluation.get("protocol", {}).get("stand_ins", "")
+    table.caption = "; ".join(filter(None, (stand_ins, _caption(summary))))
     return table
 
 

@@ -6,7 +6,7 @@ Level 1: standard library and numpy only, Python 3.10 syntax.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from z1.errors import UnknownNameError
 from z1.sims.snapshot import SimState
 from z1.types import SimInfo
 
-SIMULATORS = ("metaworld",)
+SIMULATORS = ("metaworld", "robocasa")
 """Short names of the simulators that have an adapter."""
 
 QUALITIES = ("fast", "default")
@@ -33,7 +33,7 @@ class AdapterSettings:
         cameras: Cameras of the policy's images, in order; empty: the adapter's default pair.
         image_size: Height and width of these images in pixels.
         horizon: Env steps of an episode; 0: the simulator's own.
-        quality: Of ``QUALITIES``.
+        quality: Of ``QUALITIES``; empty: the simulator's own choice.
     """
 
     simulator: str
@@ -52,9 +52,14 @@ class TaskSim(Protocol):
 
     Attributes:
         observation: float64, the simulator's own full observation of the present state; never given to a policy.
+        instruction: What the policy is told in the present scene; empty: the task's sentence in ``suites``.
     """
 
     observation: np.ndarray
+    instruction: str
+
+    def manifest(self) -> dict[str, Any]:
+        """What the present scene is made of, as JSON; empty where the seed says all."""
 
     def reset(self, seed: int) -> None:
         """Builds the scene of a seed. The result depends on the seed alone, not on what ran here before."""
@@ -100,20 +105,40 @@ class Adapter(Protocol):
 
     Attributes:
         info: What the simulator says about itself.
-        horizon: Env steps of an episode.
+        max_models: Compiled models that a host keeps; more only while each has living members.
     """
 
     info: SimInfo
-    horizon: int
+    max_models: int
 
-    def task_sim(self, task: str) -> TaskSim:
-        """The compiled task of a name (without prefix); the same object until ``drop``."""
+    def horizon(self, task: str) -> int:
+        """Env steps of an episode of a task (without prefix)."""
 
-    def drop(self, task: str) -> None:
-        """Frees a compiled task."""
+    def task_sim(self, key: str) -> TaskSim:
+        """The compiled model of a key of ``model_key``; the same object until ``drop``."""
+
+    def drop(self, key: str) -> None:
+        """Frees a compiled model."""
 
     def close(self) -> None:
         """Frees rendering contexts."""
+
+
+def model_key(info: SimInfo, task: str, seed: int) -> str:
+    """Names the compiled model that a scene runs in; scenes of one name share it.
+
+    Args:
+        info: What the simulator says about itself.
+        task: Task name without prefix.
+        seed: Scene seed.
+    """
+    return f"{task}:{seed}" if info.model_per_scene else task
+
+
+def scene_of_key(key: str) -> tuple[str, int]:
+    """Task and seed of a key, for simulators with a model per scene."""
+    task, seed = key.rsplit(":", 1)
+    return task, int(seed)
 
 
 def make_adapter(settings: AdapterSettings) -> Adapter:
@@ -128,4 +153,8 @@ def make_adapter(settings: AdapterSettings) -> Adapter:
         from z1.sims.metaworld import MetaWorld
 
         return MetaWorld(settings)
+    if settings.simulator == "robocasa":
+        from z1.sims.robocasa import RoboCasa
+
+        return RoboCasa(settings)
     raise UnknownNameError("simulator", settings.simulator, SIMULATORS)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from z1.errors import SimulatorError
-from z1.sims.adapter import Adapter, AdapterSettings, Diverged, TaskSim, make_adapter
+from z1.sims.adapter import Adapter, AdapterSettings, Diverged, TaskSim, make_adapter, model_key
 from z1.sims.protocol import (
     ERROR,
     HEARTBEAT,
@@ -38,9 +38,6 @@ from z1.sims.protocol import (
 )
 from z1.sims.snapshot import SimState, Snapshot, decode_snapshot, encode_snapshot
 
-MAX_COMPILED = 12
-"""Compiled tasks that a host keeps, at about 70 MB each; more only while each has living members."""
-
 _READ_BYTES = 1 << 16
 
 
@@ -49,14 +46,16 @@ class _Member:
     """An episode on this host.
 
     Attributes:
+        key: Names the compiled model it runs in.
         task: Task name without prefix.
         seed: Scene seed.
         state: Its state, outdated while ``dirty``.
         steps: Env steps executed.
         ended: No further env steps.
-        dirty: Its newest state is the one loaded in the task's simulation.
+        dirty: Its newest state is the one loaded in its model's simulation.
     """
 
+    key: str
     task: str
     seed: int
     state: SimState
@@ -86,7 +85,7 @@ class Counters:
 
 
 class Runner:
-    """Members of many scenes in one compiled simulation per task, swapped in and out by state."""
+    """Members of many scenes in one simulation per compiled model, swapped in and out by state."""
 
     def __init__(self, adapter: Adapter) -> None:
         self.counters = Counters()
@@ -118,40 +117,45 @@ class Runner:
         """Brings a member's kept state up to date."""
         if member.dirty:
             began = time.perf_counter()
-            member.state = self._adapter.task_sim(member.task).capture()
+            member.state = self._adapter.task_sim(member.key).capture()
             member.dirty = False
             self.counters.timed("snapshot_s", began)
             self.counters.add("snapshots")
 
-    def _vacate(self, task: str) -> TaskSim:
-        """The simulation of a task, whose present member, if any, is safe elsewhere."""
-        present = self._loaded.pop(task, None)
+    def _vacate(self, key: str) -> TaskSim:
+        """The simulation of a model, whose present member, if any, is safe elsewhere."""
+        present = self._loaded.pop(key, None)
         if present is not None:
             self._store(present)
-        return self._adapter.task_sim(task)
+        return self._adapter.task_sim(key)
 
-    def _compile(self, task: str) -> TaskSim:
-        """The vacant simulation of a task that new members will live in; tasks used long ago make room for it."""
-        if task in self._compiled:
-            self._compiled.remove(task)
-        self._compiled.append(task)
-        surplus = max(0, len(self._compiled) - MAX_COMPILED)
-        living = {member.task for member in self._members.values()} | {task}
+    def _compile(self, task: str, seed: int) -> TaskSim:
+        """The vacant simulation that new members will live in; models used long ago make room for it."""
+        key = model_key(self._adapter.info, task, seed)
+        if key in self._compiled:
+            self._compiled.remove(key)
+        self._compiled.append(key)
+        surplus = max(0, len(self._compiled) - self._adapter.max_models)
+        living = {member.key for member in self._members.values()} | {key}
         for idle in [old for old in self._compiled if old not in living][:surplus]:
             self._compiled.remove(idle)
             self._adapter.drop(idle)
-        return self._vacate(task)
+        try:
+            return self._vacate(key)
+        except SimulatorError:
+            self._compiled.remove(key)
+            raise
 
     def _load(self, member: _Member) -> TaskSim:
-        """The simulation of the member's task with the member in it."""
-        if self._loaded.get(member.task) is member:
-            return self._adapter.task_sim(member.task)
-        task_sim = self._vacate(member.task)
+        """The simulation of the member's model with the member in it."""
+        if self._loaded.get(member.key) is member:
+            return self._adapter.task_sim(member.key)
+        task_sim = self._vacate(member.key)
         began = time.perf_counter()
         task_sim.load(member.state)
         self.counters.timed("snapshot_s", began)
         self.counters.add("restores")
-        self._loaded[member.task] = member
+        self._loaded[member.key] = member
         return task_sim
 
     def _render(self, task_sim: TaskSim, cameras: Sequence[str], images: np.ndarray) -> None:
@@ -163,32 +167,38 @@ class Runner:
 
     @property
     def compiled(self) -> tuple[str, ...]:
-        """Names of the compiled tasks."""
+        """Keys of the compiled models."""
         return tuple(self._compiled)
 
-    def start(self, scenes: Sequence[tuple[str, int, Sequence[int]]]) -> dict[str, np.ndarray]:
+    def start(self, scenes: Sequence[tuple[str, int, Sequence[int]]]) -> tuple[dict[str, np.ndarray], list[str]]:
         """Builds scenes and renders each once.
 
         Args:
             scenes: Task, seed and the numbers of the new members of each.
+
+        Returns:
+            Array ``state``; the instruction of each scene.
         """
         info = self._adapter.info
         images = self._image_rows(len(scenes), len(info.cameras), info.image_size)
         state = np.zeros((len(scenes), info.state_dim), np.float32)
+        instructions = []
         for row, (task, seed, numbers) in enumerate(scenes):
             began = time.perf_counter()
-            task_sim = self._compile(task)
+            task_sim = self._compile(task, seed)
             task_sim.reset(seed)
             initial = task_sim.capture()
             self.counters.timed("build_s", began)
             self.counters.add("scene_builds")
+            key = model_key(info, task, seed)
             for number in numbers:
-                self._members[number] = _Member(task=task, seed=seed, state=initial)
+                self._members[number] = _Member(key=key, task=task, seed=seed, state=initial)
             # Put back like every later member, so that derived data and pixels are the same as theirs.
             self._load(self._members[numbers[0]])
             state[row] = task_sim.proprioception()
             self._render(task_sim, info.cameras, images[row])
-        return {"state": state}
+            instructions.append(task_sim.instruction)
+        return {"state": state}, instructions
 
     def step(self, numbers: Sequence[int], actions: np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
         """Executes a chunk on members, stopping each at its first success or at the horizon.
@@ -216,10 +226,10 @@ class Runner:
                 lost[row] = f"the physics diverged: {problem}"
                 self._forget(number)
                 continue
-            truncated[row] = not success[row] and member.steps >= self._adapter.horizon
+            truncated[row] = not success[row] and member.steps >= self._adapter.horizon(member.task)
             member.ended = bool(success[row] or truncated[row])
             if not member.ended:
-                task_sim = self._adapter.task_sim(member.task)
+                task_sim = self._adapter.task_sim(member.key)
                 state[row] = task_sim.proprioception()
                 self._render(task_sim, info.cameras, images[row])
         arrays = {"executed": executed, "success": success, "truncated": truncated, "nearest": nearest, "state": state}
@@ -230,7 +240,7 @@ class Runner:
         member.dirty = True
         executed, success, nearest, began = 0, False, np.inf, time.perf_counter()
         try:
-            for action in actions[: max(0, self._adapter.horizon - member.steps)]:
+            for action in actions[: max(0, self._adapter.horizon(member.task) - member.steps)]:
                 executed += 1
                 success = task_sim.step(action)
                 nearest = min(nearest, task_sim.object_distance())
@@ -244,8 +254,8 @@ class Runner:
 
     def _forget(self, number: int) -> None:
         member = self._members.pop(number, None)
-        if member is not None and self._loaded.get(member.task) is member:
-            del self._loaded[member.task]
+        if member is not None and self._loaded.get(member.key) is member:
+            del self._loaded[member.key]
 
     def look(self, numbers: Sequence[int], cameras: Sequence[str], size: int) -> dict[str, np.ndarray]:
         """Renders cameras of members as they are now."""
@@ -263,7 +273,12 @@ class Runner:
         self._store(member)
         for copy in copies:
             self._members[copy] = _Member(
-                task=member.task, seed=member.seed, state=member.state, steps=member.steps, ended=member.ended
+                key=member.key,
+                task=member.task,
+                seed=member.seed,
+                state=member.state,
+                steps=member.steps,
+                ended=member.ended,
             )
 
     def snapshot(self, number: int) -> bytes:
@@ -298,8 +313,15 @@ class Runner:
                 f"the snapshot is of task {snapshot.state.task!r}, seed {snapshot.seed}; "
                 f"the scene is task {task!r}, seed {seed}"
             )
-        member = _Member(task=task, seed=seed, state=snapshot.state, steps=snapshot.steps, ended=snapshot.ended)
-        self._compile(task)
+        member = _Member(
+            key=model_key(info, task, seed),
+            task=task,
+            seed=seed,
+            state=snapshot.state,
+            steps=snapshot.steps,
+            ended=snapshot.ended,
+        )
+        self._compile(task, seed)
         self._load(member)
         self._members[number] = member
 
@@ -307,12 +329,20 @@ class Runner:
         """Whether a member's episode has ended."""
         return self._member(number).ended
 
+    def instruction(self, number: int) -> str:
+        """What the policy is told in a member's scene."""
+        return self._adapter.task_sim(self._member(number).key).instruction
+
+    def manifests(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """What the scenes of members are made of."""
+        return [self._adapter.task_sim(self._member(number).key).manifest() for number in numbers]
+
     def expert(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """The scripted experts' next actions."""
         actions = np.zeros((len(numbers), self._adapter.info.action_dim), np.float32)
         for row, number in enumerate(numbers):
             member = self._member(number)
-            task_sim = self._adapter.task_sim(member.task)
+            task_sim = self._adapter.task_sim(member.key)
             actions[row] = task_sim.expert_action(task_sim.observation if member.dirty else member.state.observation)
         return {"actions": actions}
 
@@ -395,15 +425,16 @@ class Host:
         if message.name == "open":
             self._adapter = make_adapter(AdapterSettings(**{**body, "cameras": tuple(body["cameras"])}))
             self._runner = Runner(self._adapter)
-            return {"info": asdict(self._adapter.info), "horizon": self._adapter.horizon}, {}
+            info = self._adapter.info
+            return {"info": asdict(info), "horizons": {task: self._adapter.horizon(task) for task in info.tasks}}, {}
         runner = self._runner
         assert runner is not None, "the first request is 'open'"
         if message.name == "map":
             runner.map_images(body["path"], body["size"])
             return {}, {}
         if message.name == "start":
-            state = runner.start(body["scenes"])
-            return {"compiled": runner.compiled}, state
+            state, instructions = runner.start(body["scenes"])
+            return {"compiled": runner.compiled, "instructions": instructions}, state
         if message.name == "step":
             outcome, lost = runner.step(body["members"], arrays["actions"])
             return {"lost": lost}, outcome
@@ -417,7 +448,11 @@ class Host:
             return {}, {"snapshot": np.frombuffer(runner.snapshot(body["member"]), np.uint8)}
         if message.name == "restore":
             runner.restore(body["member"], body["task"], body["seed"], arrays["snapshot"].tobytes())
-            return {"ended": runner.ended(body["member"])}, runner.look([body["member"]], body["cameras"], body["size"])
+            facts = {"ended": runner.ended(body["member"]), "instruction": runner.instruction(body["member"])}
+            facts["compiled"] = runner.compiled
+            return facts, runner.look([body["member"]], body["cameras"], body["size"])
+        if message.name == "describe":
+            return {"manifests": runner.manifests(body["members"])}, {}
         if message.name == "expert":
             return {}, runner.expert(body["members"])
         if message.name == "release":

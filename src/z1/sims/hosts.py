@@ -14,6 +14,7 @@ import numpy as np
 from z1.errors import RenderError, SimulatorError, Z1Error
 from z1.sims.link import HostLink, HostLost, check_hello, exchange, find_interpreter
 from z1.sims.protocol import Message
+from z1.sims.registry import interpreter_of
 from z1.sims.spec import SimCounters, SimSpec
 from z1.types import SimInfo
 
@@ -72,18 +73,18 @@ class HostGroup:
     Attributes:
         counters: What the hosts did so far.
         info: What the simulator says about itself.
-        horizon: Env steps of an episode.
+        horizons: Env steps of an episode, by task name without prefix.
     """
 
     def __init__(self, spec: SimSpec, hosts: int, timeout_s: float) -> None:
         """Starts the hosts; see ``SimPool``."""
         self.counters = SimCounters()
         self._spec = spec
-        self._python = find_interpreter(spec.python)
+        self._python = find_interpreter(interpreter_of(spec.simulator, spec.python))
         self._timeout_s = timeout_s
         self._gl = ""
         self._links: list[HostLink] = []
-        self.info, self.horizon = self._launch(range(hosts))
+        self.info, self.horizons = self._launch(range(hosts))
 
     def __len__(self) -> int:
         return len(self._links)
@@ -168,7 +169,7 @@ class HostGroup:
                     self.close()
                     raise SimulatorError(f"a simulator host was lost and cannot be replaced: {problem}") from problem
 
-    def _launch(self, hosts: Sequence[int]) -> tuple[SimInfo, int]:
+    def _launch(self, hosts: Sequence[int]) -> tuple[SimInfo, dict[str, int]]:
         """Starts hosts, choosing the GL back end if none is chosen yet."""
         given = os.environ.get("MUJOCO_GL", "")
         choices = [self._gl] if self._gl else [given] if given else ["egl", "osmesa"]
@@ -184,7 +185,7 @@ class HostGroup:
         advice = _NO_RENDERER.format(reasons="; ".join(reasons))
         raise RenderError((_GL_GIVEN.format(gl=given) if given else "") + advice)
 
-    def _launch_with(self, hosts: Sequence[int], gl: str) -> tuple[SimInfo, int]:
+    def _launch_with(self, hosts: Sequence[int], gl: str) -> tuple[SimInfo, dict[str, int]]:
         links = [HostLink(self._python, gl, max(self._timeout_s, _START_TIMEOUT_S)) for _ in hosts]
         settings = {
             "simulator": self._spec.simulator,
@@ -213,7 +214,7 @@ class HostGroup:
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in opened["info"].items()
         }
-        return SimInfo(**fields), opened["horizon"]
+        return SimInfo(**fields), dict(opened["horizons"])
 
 
 def _started(answer: Message | Z1Error | HostLost) -> Message:

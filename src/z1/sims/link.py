@@ -158,6 +158,7 @@ class HostLink:
         self._log = tempfile.NamedTemporaryFile(prefix="z1-host-", suffix=".log")  # noqa: SIM115 (lives as long as the host)
         environment = {key: value for key, value in os.environ.items() if key not in _NOT_INHERITED}
         environment |= {"MUJOCO_GL": gl, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", "LP_NUM_THREADS": "1"}
+        environment["PYTHONHASHSEED"] = "0"  # a simulator that goes through a set does so in the same order everywhere
         environment |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
         options = json.dumps({"heartbeat_s": _HEARTBEAT_S})
         folder = str(Path(z1.__file__).parent)

@@ -38,6 +38,7 @@ class Record:
     Attributes:
         member: Its handle.
         host: Index of its host.
+        instruction: What the policy is told.
         images: uint8 ``[V, height, width, 3]``, the last ones rendered; None: to be rendered when asked for.
         state: float32 ``[S]``.
         ended: No further chunk may be executed.
@@ -46,6 +47,7 @@ class Record:
 
     member: Member
     host: int
+    instruction: str
     images: np.ndarray | None = None
     state: np.ndarray | None = None
     ended: bool = False

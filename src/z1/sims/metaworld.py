@@ -69,8 +69,10 @@ class MetaWorld:
 
     Attributes:
         info: What MetaWorld says about itself.
-        horizon: Env steps of an episode.
+        max_models: Compiled tasks that a host keeps, at about 70 MB each.
     """
+
+    max_models = 12
 
     def __init__(self, settings: AdapterSettings) -> None:
         """Loads the simulator and its GL context.
@@ -92,8 +94,8 @@ class MetaWorld:
         self._experts = {name.removesuffix("-v3"): cls for name, cls in policies.ENV_POLICY_MAP.items()}
         self._context = GlContext()
         self._settings = settings
+        self._quality = settings.quality or "fast"
         self._task_sims: dict[str, MetaWorldTask] = {}
-        self.horizon = settings.horizon or HORIZON
         self.info = SimInfo(
             simulator="metaworld",
             version=f"{version('metaworld')} (mujoco {mujoco.__version__})",
@@ -108,7 +110,13 @@ class MetaWorld:
             action_high=(1.0,) * len(ACTION_NAMES),
             state_names=STATE_NAMES,
             control_hz=CONTROL_HZ,
+            quality=self._quality,
+            experts=tuple(sorted(self._experts)),
         )
+
+    def horizon(self, task: str) -> int:
+        """Env steps of an episode, the same for all tasks."""
+        return self._settings.horizon or HORIZON
 
     def task_sim(self, task: str) -> MetaWorldTask:
         """The compiled task of a name; the same object until ``drop``."""
@@ -116,7 +124,7 @@ class MetaWorld:
             if task not in self._envs:
                 raise UnknownNameError("MetaWorld task", task, self._envs)
             self._task_sims[task] = MetaWorldTask(
-                self._mujoco, task, self._envs[task](), self._experts[task](), self._settings
+                self._mujoco, task, self._envs[task](), self._experts[task](), self._quality, self._settings.image_size
             )
         return self._task_sims[task]
 
@@ -142,9 +150,12 @@ class MetaWorldTask:
     Attributes:
         task: Its name.
         observation: float64 ``[39]``, MetaWorld's full observation: hand, objects, the same one env step ago, goal.
+        instruction: Empty: all scenes of a task share its sentence.
     """
 
-    def __init__(self, mujoco: Any, task: str, env: Any, expert: Any, settings: AdapterSettings) -> None:
+    instruction = ""
+
+    def __init__(self, mujoco: Any, task: str, env: Any, expert: Any, quality: str, image_size: int) -> None:
         from gymnasium.spaces import Space
 
         from z1.sims.rendering import ModelRenderer
@@ -168,10 +179,14 @@ class MetaWorldTask:
         ]
         self._space_type = Space
         self._constants = set(_CONSTANT_ATTRIBUTES)
-        self._renderer = ModelRenderer(self._model, settings.quality, settings.image_size)
+        self._renderer = ModelRenderer(self._model, quality, image_size)
         env.seed(_PRISTINE_SEED)
         self.observation = env.reset()[0]  # the first reset creates the live views of mjData
         self._pristine = self.capture()
+
+    def manifest(self) -> dict[str, Any]:
+        """Nothing: the seed says all."""
+        return {}
 
     def reset(self, seed: int) -> None:
         """Builds the scene of a seed."""

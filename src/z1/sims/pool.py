@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
 from z1.errors import ConfigError, SimulatorError, UnknownNameError
-from z1.sims.adapter import MAX_IMAGE_SIZE
+from z1.sims.adapter import MAX_IMAGE_SIZE, model_key
 from z1.sims.hosts import ATTEMPTS, Answer, HostGroup, Request
 from z1.sims.members import Member, MemberTable, Record, by_host, new_member
 from z1.sims.spec import SimCounters, SimSpec
@@ -34,7 +35,6 @@ class SimPool:
 
     Attributes:
         info: What the simulator says about itself.
-        horizon: Env steps of an episode.
         counters: What happened so far.
     """
 
@@ -58,10 +58,9 @@ class SimPool:
         self.spec = spec
         self._hosts = HostGroup(spec, hosts, timeout_s)
         self.info: SimInfo = self._hosts.info
-        self.horizon = self._hosts.horizon
         self.counters: SimCounters = self._hosts.counters
         self._members = MemberTable(self.counters)
-        self._tasks: list[set[str]] = [set() for _ in range(hosts)]
+        self._models: list[set[str]] = [set() for _ in range(hosts)]
 
     def __enter__(self) -> SimPool:
         return self
@@ -80,6 +79,18 @@ class SimPool:
         """Index of the host that a member lives on."""
         return self._members.look_up([member])[0].host
 
+    def horizon_of(self, task: str) -> int:
+        """Env steps of an episode of a task.
+
+        Raises:
+            UnknownNameError: No such task.
+        """
+        self._check_task(task)
+        return self._hosts.horizons[name_of(task)]
+
+    def _key(self, scene: Scene) -> str:
+        return model_key(self.info, name_of(scene.task), scene.seed)
+
     @property
     def host_pids(self) -> tuple[int, ...]:
         """Process id of each host."""
@@ -90,7 +101,7 @@ class SimPool:
         self._refuse_closed()
         answers, lost = self._hosts.ask(requests)
         for host, reason in lost.items():
-            self._tasks[host] = set()
+            self._models[host] = set()
             self._members.lose_host(host, reason)
         return answers
 
@@ -103,14 +114,14 @@ class SimPool:
         return (count, len(self.info.cameras), size, size, 3)
 
     def _place(self, scenes: Sequence[Scene], members: int) -> list[int]:
-        """A host for each scene: the one with the fewest living members, rather one that has the task compiled."""
+        """A host for each scene: the one with the fewest living members, rather one that has its model compiled."""
         self._refuse_closed()
         load = self._members.load(len(self._hosts))
         hosts = []
         for scene in scenes:
-            host = min(range(len(load)), key=lambda h: (load[h], name_of(scene.task) not in self._tasks[h], h))
+            host = min(range(len(load)), key=lambda h: (load[h], self._key(scene) not in self._models[h], h))
             load[host] += members
-            self._tasks[host].add(name_of(scene.task))
+            self._models[host].add(self._key(scene))
             hosts.append(host)
         return hosts
 
@@ -145,11 +156,14 @@ class SimPool:
                 requests[host] = Request("start", {"scenes": wanted}, image_shape=self._image_shape(len(share)))
             replies = self._ask(requests)
             for host, reply in replies.items():
-                self._tasks[host] = set(reply.body["compiled"])
+                self._models[host] = set(reply.body["compiled"])
                 images, state = reply.images, reply.arrays["state"]
                 for row, i in enumerate(shares[host]):
+                    told = reply.body["instructions"][row] or instruction(scenes[i].task)
                     for member in groups[i]:
-                        self._members.add(Record(member=member, host=host, images=images[row], state=state[row]))
+                        self._members.add(
+                            Record(member=member, host=host, instruction=told, images=images[row], state=state[row])
+                        )
             waiting = [i for i in waiting if hosts[i] not in replies]
             if not waiting:
                 return groups
@@ -198,7 +212,7 @@ class SimPool:
         return self._observations(records, images, state)
 
     def _observations(self, records: Sequence[Record], images: np.ndarray, state: np.ndarray) -> Observations:
-        instructions = tuple(instruction(record.member.scene.task) for record in records)
+        instructions = tuple(record.instruction for record in records)
         return Observations(images=images, state=state, instructions=instructions)
 
     def step_chunk(self, members: Sequence[Member], actions: np.ndarray) -> ChunkOutcome:
@@ -261,7 +275,7 @@ class SimPool:
     def _balance(self, records: Sequence[Record]) -> None:
         """Moves members from the host with the most to do to the one with the least, while they differ by two or more.
 
-        A member moves only to a host that has its task compiled. Snapshots are exact, so moving changes time alone.
+        A member moves only to a host that has its model compiled. Snapshots are exact, so moving changes time alone.
         """
         shares: list[list[Record]] = [[] for _ in range(len(self._hosts))]
         for record in records:
@@ -273,7 +287,7 @@ class SimPool:
             if len(shares[busy]) - len(shares[idle]) < 2:
                 return
             record = shares[busy].pop()
-            if name_of(record.member.scene.task) not in self._tasks[idle] or not self._move(record, idle):
+            if self._key(record.member.scene) not in self._models[idle] or not self._move(record, idle):
                 return
             shares[idle].append(record)
 
@@ -396,10 +410,12 @@ class SimPool:
             replies = self._ask({place: request})
             if replies:
                 reply = replies[place]
+                self._models[place] = set(reply.body["compiled"])
                 self._members.add(
                     Record(
                         member=member,
                         host=place,
+                        instruction=reply.body["instruction"] or instruction(scene.task),
                         images=reply.images[0],
                         state=reply.arrays["state"][0],
                         ended=reply.body["ended"],
@@ -457,6 +473,24 @@ class SimPool:
         for host, reply in self._ask(requests).items():
             actions[rows[host]] = reply.arrays["actions"]
         return actions
+
+    def describe(self, members: Sequence[Member]) -> list[dict[str, Any]]:
+        """What the scenes of members are made of, as JSON; empty for a lost member and where the seed says all.
+
+        Raises:
+            SimulatorError: A member is unknown.
+        """
+        records = self._members.look_up(members)
+        rows = by_host(records)
+        requests = {
+            host: Request("describe", {"members": [records[row].member.id for row in share]})
+            for host, share in rows.items()
+        }
+        manifests: list[dict[str, Any]] = [{} for _ in records]
+        for host, reply in self._ask(requests).items():
+            for row, manifest in zip(rows[host], reply.body["manifests"], strict=True):
+                manifests[row] = manifest
+        return manifests
 
     def release(self, members: Sequence[Member]) -> None:
         """Forgets members; those already forgotten are passed over."""

@@ -6,6 +6,7 @@ Level 1: standard library, numpy and mujoco only, Python 3.10 syntax.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import mujoco
@@ -18,7 +19,7 @@ from z1.sims.meshes import coarse_copy
 _PROBE_XML = """<mujoco><worldbody>
 <light pos="0 0 3"/><geom type="plane" size="1 1 .1" rgba="1 0 0 1"/><geom size=".3" pos="0 0 .3" rgba="0 1 0 1"/>
 <camera name="probe" pos="0 -1 1" xyaxes="1 0 0 0 1 1"/></worldbody></mujoco>"""
-_MAX_GEOMS = 2000
+_MAX_GEOMS = 10_000
 _HIDDEN_GROUP = 5
 """A geom group that ``mjvOption`` leaves out by default."""
 
@@ -67,7 +68,7 @@ class GlContext:
 class ModelRenderer:
     """GL objects of one MuJoCo model in the process's GL context."""
 
-    def __init__(self, model: Any, quality: str, size: int) -> None:
+    def __init__(self, model: Any, quality: str, size: int, hidden_groups: Sequence[int] = ()) -> None:
         """Uploads the model's meshes and textures.
 
         Args:
@@ -75,6 +76,7 @@ class ModelRenderer:
             quality: ``fast`` (no shadows, reflections, multisampling; for images up to the usual size also no detail of
                 meshes that would not show) or ``default``.
             size: Height and width of the usual image, in pixels.
+            hidden_groups: Geom groups that are not drawn, besides those that MuJoCo leaves out by itself.
         """
         self._model = model
         self._fast = quality == "fast"
@@ -86,6 +88,8 @@ class ModelRenderer:
         model.vis.global_.offheight = self._buffer_size
         self._scene = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
         self._option = mujoco.MjvOption()
+        for group in hidden_groups:
+            self._option.geomgroup[group] = 0
         assert not self._option.geomgroup[_HIDDEN_GROUP]
         self._size = size
         self._usual = _upload(coarse_copy(model, size) if self._fast else model)
@@ -133,7 +137,7 @@ class ModelRenderer:
         context = self._context(size)
         self._update(data, self._camera(camera))
         view = mujoco.MjrRect(0, 0, size, size)
-        pixels = np.empty((size, size, 3), np.uint8)
+        pixels = np.zeros((size, size, 3), np.uint8)  # black, not what was in memory, should GL draw nothing
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
         mujoco.mjr_render(view, self._scene, context)
         mujoco.mjr_readPixels(pixels, None, view, context)

@@ -13,12 +13,15 @@ class SimSpec:
     """Which simulator, and what the policy sees of it.
 
     Attributes:
-        simulator: Short name, ``metaworld``.
-        cameras: Cameras of the images, in order; empty: the adapter's default pair (MetaWorld: corner2, gripperPOV).
+        simulator: Short name, ``metaworld`` or ``robocasa``.
+        cameras: Cameras of the images, in order; empty: the adapter's own (MetaWorld: corner2, gripperPOV; RoboCasa:
+            left, right, wrist).
         image_size: Height and width of an image in pixels.
-        horizon: Env steps of an episode; 0: the simulator's own (MetaWorld: 500).
-        python: Interpreter of the hosts; empty: this one.
-        quality: ``fast`` (no shadows, reflections, multisampling; more than ten times cheaper) or ``default``.
+        horizon: Env steps of an episode; 0: the simulator's own (MetaWorld: 500; RoboCasa: 300 to 1000 by task).
+        python: Interpreter of the hosts; empty: the one installed with ``z1 sims install``, or this one for simulators
+            that share it.
+        quality: ``fast`` (no shadows, reflections, multisampling; less mesh detail in small images) or ``default``;
+            empty: the simulator's usual one (MetaWorld: fast; RoboCasa: default, the images of public data sets).
     """
 
     simulator: str
@@ -26,12 +29,12 @@ class SimSpec:
     image_size: int = 64
     horizon: int = 0
     python: str = ""
-    quality: str = "fast"
+    quality: str = ""
 
     def __post_init__(self) -> None:
         if self.simulator not in SIMULATORS:
             raise UnknownNameError("simulator", self.simulator, SIMULATORS)
-        if self.quality not in QUALITIES:
+        if self.quality and self.quality not in QUALITIES:
             raise UnknownNameError("rendering quality", self.quality, QUALITIES)
         if not MIN_IMAGE_SIZE <= self.image_size <= MAX_IMAGE_SIZE:
             raise ConfigError(

@@ -1,11 +1,13 @@
 """Tasks by name: what to tell the policy, which kind of task it is, which simulator runs it. Imports no simulator.
 
-Instructions are written for z1; they name what is to be done, never where things are.
+MetaWorld's instructions are written for z1; they name what is to be done, never where things are. RoboCasa's are its
+own; words in braces depend on the scene, and what the policy is told comes from the simulator.
 """
 
 from __future__ import annotations
 
 from z1.errors import UnknownNameError
+from z1.sims.robocasa_tasks import TASKS as ROBOCASA_TASKS
 
 _METAWORLD: dict[str, tuple[str, str]] = {
     "assembly": ("insertion", "put the ring onto the peg"),
@@ -60,12 +62,15 @@ _METAWORLD: dict[str, tuple[str, str]] = {
     "window-open": ("window", "open the window"),
 }
 
-_TASKS: dict[str, tuple[str, str]] = {f"metaworld/{name}": entry for name, entry in sorted(_METAWORLD.items())}
+_TASKS: dict[str, tuple[str, str]] = {
+    **{f"metaworld/{name}": entry for name, entry in sorted(_METAWORLD.items())},
+    **{f"robocasa/{name}": (task.category, task.instruction) for name, task in sorted(ROBOCASA_TASKS.items())},
+}
 
 
-def all_tasks() -> tuple[str, ...]:
-    """Every task id, ``simulator/name``, sorted."""
-    return tuple(_TASKS)
+def all_tasks(simulator: str = "") -> tuple[str, ...]:
+    """Task ids, ``simulator/name``, sorted: those of a simulator, or every one."""
+    return tuple(task for task in _TASKS if not simulator or task.startswith(f"{simulator}/"))
 
 
 def categories() -> tuple[str, ...]:
@@ -80,7 +85,7 @@ def _entry(task: str) -> tuple[str, str]:
 
 
 def instruction(task: str) -> str:
-    """The language instruction of a task.
+    """The language instruction of a task; where the scene decides some of its words, they stand in braces.
 
     Raises:
         UnknownNameError: No such task.

@@ -97,7 +97,7 @@ class Trainer:
         self.learner = Learner(policy, objective, config.update, self.seeds, precision=config.precision)
         self.store = prefix_store(policy, config.update)
         self._filter = GroupFilter(low=config.rollout.filter_low, high=config.rollout.filter_high)
-        chunks = -(-pool.horizon // config.acting.chunk_length)
+        chunks = -(-pool.horizon_of(config.task) // config.acting.chunk_length)
         require(
             config.rollout.prefix < chunks,
             "rollout.prefix",

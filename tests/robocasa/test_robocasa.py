@@ -1,0 +1,144 @@
+"""The RoboCasa adapter on the real simulator: contract, exactness, agreement with robosuite, what a group costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from z1.errors import SimulatorError
+from z1.sims.check import check_sim
+from z1.sims.pool import SimPool, SimSpec
+from z1.sims.registry import interpreter_of
+from z1.sims.robocasa_layout import ACTION_NAMES, CAMERAS, STATE_NAMES, no_op
+from z1.sims.snapshot import decode_snapshot, encode_snapshot
+from z1.types import Scene
+
+pytestmark = [pytest.mark.robocasa, pytest.mark.timeout(1200)]
+
+TASK = "robocasa/CloseDrawer"
+
+
+def _missing() -> str:
+    try:
+        interpreter_of("robocasa", "")
+    except SimulatorError as problem:
+        return str(problem)
+    return ""
+
+
+if _missing():
+    pytest.skip(_missing(), allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[SimPool]:
+    """One host."""
+    with SimPool(SimSpec(simulator="robocasa", image_size=64), 1) as pool:
+        yield pool
+
+
+def benchmark() -> ModuleType:
+    path = Path(__file__).parents[2] / "benchmarks" / "robocasa_snapshots.py"
+    spec = importlib.util.spec_from_file_location("robocasa_snapshots", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_robocasa_keeps_the_contract() -> None:
+    rows = check_sim(SimSpec(simulator="robocasa", image_size=64), TASK)
+    assert [(row.name, row.detail) for row in rows if not row.passed] == []
+
+
+def test_adapter_and_robosuite_agree_bit_by_bit(tmp_path: Path) -> None:
+    program = Path(__file__).with_name("reference_program.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
+    environment.setdefault("MUJOCO_GL", "egl")
+    for what in ("directly", "adapter"):
+        command = [interpreter_of("robocasa", ""), str(program), what, str(tmp_path / "seen.npz")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout.splitlines()[-1])
+    kitchen = report.pop("kitchen")
+    assert tuple(kitchen) in ((1, 1), (2, 2), (4, 4), (6, 9), (7, 10))
+    assert report == {
+        "same_physics": True,
+        "same_success": True,
+        "same_state": True,
+        "different_pixels": [0, 0, 0],
+        "same_instruction": True,
+    }
+
+
+def test_snapshots_are_exact_and_not_without_their_parts() -> None:
+    row = benchmark().check_task(interpreter_of("robocasa", ""), "TurnOnMicrowave")
+    assert row["flipped"]
+    assert row["exact"], row
+    for part in ("solver warm start", "arm controller's origin", "gripper's current action"):
+        assert row["left_out"][part]["first_different_step"] >= 1, part
+    assert not row["left_out"]["fixtures' latched buttons"]["same_at_the_end"]
+
+
+def test_a_group_of_eight_costs_one_scene_and_is_told_what_the_scene_is_about(pool: SimPool) -> None:
+    before = pool.counters.copy()
+    scene = Scene.of_split(TASK, "train", 0)
+    (members,) = pool.start([scene], 8)
+    assert pool.counters.scene_builds - before.scene_builds == 1
+    view = pool.observe(members)
+    assert set(view.instructions) <= {"close the left drawer", "close the right drawer"}
+    assert len(set(view.instructions)) == 1
+    (manifest,) = pool.describe(members[:1])
+    assert manifest["ep_meta"]["lang"] == view.instructions[0]
+    assert (manifest["ep_meta"]["layout_id"], manifest["ep_meta"]["style_id"]) not in ((1, 1), (2, 2), (4, 4))
+    actions = np.tile(no_op(), (8, 4, 1))
+    actions[:, :, 0] = np.linspace(-1, 1, 8)[:, None]
+    outcome = pool.step_chunk(members, actions)
+    assert pool.counters.scene_builds - before.scene_builds == 1
+    assert outcome.executed.tolist() == [4] * 8
+    assert outcome.observations.instructions == view.instructions
+    assert len({state.tobytes() for state in outcome.observations.state}) == 8
+    forks = pool.fork(members[:1], [2])[0]
+    assert pool.observe(forks).instructions == view.instructions[:2]
+    pool.release([*members, *forks])
+
+
+def test_what_the_simulator_says_about_itself(pool: SimPool) -> None:
+    info = pool.info
+    assert (info.action_names, info.state_names, info.cameras) == (ACTION_NAMES, STATE_NAMES, CAMERAS)
+    assert info.control_hz == 20
+    assert info.quality == "default"
+    assert info.model_per_scene
+    assert pool.horizon_of(TASK) == 500
+    assert pool.horizon_of("robocasa/OpenDoubleDoor") == 1000
+    assert "(7,10)" in info.protocol
+    assert info.stand_ins == "" or "not comparable with any published score" in info.stand_ins
+
+
+def test_a_snapshot_of_another_kitchen_is_refused(pool: SimPool) -> None:
+    scene = Scene.of_split(TASK, "train", 0)
+    (member,) = pool.start([scene])[0]
+    content = decode_snapshot(pool.snapshot(member))
+    attributes = {**content.state.attributes, "fingerprint": "0" * 32}
+    foreign = dataclasses.replace(content, state=dataclasses.replace(content.state, attributes=attributes))
+    with pytest.raises(SimulatorError, match=r"was taken in another kitchen \(fingerprint 0{32}, here "):
+        pool.restore(scene, encode_snapshot(foreign))
+    pool.release([member])
+
+
+def test_an_expert_is_not_pretended(pool: SimPool) -> None:
+    (member,) = pool.start([Scene.of_split(TASK, "train", 0)])[0]
+    with pytest.raises(SimulatorError, match="RoboCasa has no scripted expert for CloseDrawer"):
+        pool.expert_actions([member])
+    pool.release([member])
