@@ -293,7 +293,7 @@ def test_a_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.
     ]
     demos, sft, _, test = (config for _, config, _ in stages.asked)
     assert (demos.task, demos.episodes, demos.seed, demos.hosts) == (("metaworld/lever-pull",), 2, 0, 1)
-    assert (sft.dataset, sft.out, sft.steps, sft.seed) == (demos.out, str(place / "sft"), 30, 0)
+    assert (sft.dataset, sft.out, sft.steps, sft.seed) == ((demos.out,), str(place / "sft"), 30, 0)
     assert (test.policy, test.split, test.episodes, test.sim.horizon) == ((str(place / "sft"),), "test", 7, 100)
     assert folder.is_finished(study, job)
     prepare(study, folder, job)
