@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import OrderedDict
 from typing import Any
 
@@ -26,6 +27,9 @@ from z1.sims.snapshot import SimState
 
 BUILD_ATTEMPTS = 5
 """Builds from derived seeds before a scene counts as impossible: some kitchens leave no place for the robot."""
+
+MOVED_OBJECT = "obj"
+"""Name of the object that a pick-and-place task is about."""
 
 _COLLISION_GROUP = 0
 _MODEL_FINGERPRINT = (
@@ -179,6 +183,14 @@ class RoboCasaScene:
         """float32 ``[16]``, in the order of ``STATE_NAMES``, as robosuite's own sensors read it."""
         self._bring_up_to_date()
         return state_of({key: np.asarray(self._sensors[key]._sensor({})) for key, _ in STATE_PARTS})
+
+    def object_distance(self) -> float:
+        """Metres between the gripper and the object to be moved; infinite in tasks that move a fixture."""
+        body = self._env.obj_body_id.get(MOVED_OBJECT) if self._env.__class__.__name__.startswith("PnP") else None
+        if body is None:
+            return math.inf
+        data, robot = self._env.sim.data, self._env.robots[0]
+        return float(np.linalg.norm(data.site_xpos[robot.eef_site_id["right"]] - data.body_xpos[body]))
 
     def expert_action(self, observation: np.ndarray) -> np.ndarray:
         """There is no scripted expert.
