@@ -217,11 +217,23 @@ def write_results(study: Study, folder: StudyFolder) -> dict[str, Any]:
         The results, schema ``z1.ablation/1``.
     """
     results = gather(study, folder)
-    write_json(folder.results_path, results)
-    with atomic_file(folder.table_path) as temporary:
-        temporary.write_text(markdown(results), encoding="utf-8")
+    publish(folder, results, markdown(results))
     write_figure(results, folder.figure_path)
     return results
+
+
+def publish(folder: StudyFolder, results: dict[str, Any], page: str) -> None:
+    """Writes results.json and table.md."""
+    write_json(folder.results_path, results)
+    with atomic_file(folder.table_path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def show_written(folder: StudyFolder) -> None:
+    """Prints where the results are."""
+    console.print(
+        f"Written: {folder.table_path}, {folder.figure_path}, {folder.results_path}", highlight=False, soft_wrap=True
+    )
 
 
 def show_results(study: Study, folder: StudyFolder) -> None:
@@ -231,9 +243,7 @@ def show_results(study: Study, folder: StudyFolder) -> None:
     missing = missing_text(results)
     if missing:
         console.print(missing, highlight=False, soft_wrap=True)
-    console.print(
-        f"Written: {folder.table_path}, {folder.figure_path}, {folder.results_path}", highlight=False, soft_wrap=True
-    )
+    show_written(folder)
 
 
 def show_failures(work: Work) -> None:

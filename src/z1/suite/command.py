@@ -9,16 +9,25 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
-from z1.ablate.command import FAILED, check_folder, locked, run_all, show_failures, show_plan
+from z1.ablate.command import (
+    FAILED,
+    check_folder,
+    locked,
+    publish,
+    run_all,
+    show_failures,
+    show_plan,
+    show_written,
+)
 from z1.ablate.explain import keys_help
 from z1.ablate.jobs import StudyFolder, check
 from z1.ablate.schedule import Work
 from z1.ablate.study import study_to_dict
 from z1.commands import console
-from z1.config import ConfigError, require
-from z1.errors import RunFolderError
+from z1.config import require
+from z1.errors import ConfigError, RunFolderError
 from z1.eval.format import plural
-from z1.files import atomic_file, read_json, write_json
+from z1.files import read_json, write_json
 from z1.machine import cores
 from z1.suite.builtin import SUITES
 from z1.suite.figure import write_figure
@@ -152,9 +161,7 @@ def suite_path(folder: StudyFolder) -> Path:
 def write_results(suite: Suite, folder: StudyFolder) -> dict[str, Any]:
     """Writes results.json, table.md and figure.png of what is finished, schema ``z1.suite/1``."""
     results = gather_suite(suite, folder)
-    write_json(folder.results_path, results)
-    with atomic_file(folder.table_path) as temporary:
-        temporary.write_text(markdown(results), encoding="utf-8")
+    publish(folder, results, markdown(results))
     write_figure(results, folder.figure_path)
     return results
 
@@ -164,9 +171,7 @@ def show_results(suite: Suite, folder: StudyFolder) -> None:
     results = write_results(suite, folder)
     console.print(terminal_table(results))
     console.print(headline(results), highlight=False, soft_wrap=True)
-    console.print(
-        f"Written: {folder.table_path}, {folder.figure_path}, {folder.results_path}", highlight=False, soft_wrap=True
-    )
+    show_written(folder)
 
 
 def show_without(suite: Suite) -> None:
