@@ -1,0 +1,128 @@
+"""Moving PandaOmron's gripper to a pose, the vocabulary of the scripted demonstrators.
+
+Everything is in the world's frame and in metres; ``Gripper.towards`` translates into the env action, which is in the
+frame of the robot's base.
+
+Level 1: standard library and numpy only, Python 3.10 syntax.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from z1.sims.robocasa_layout import ARM_POSITION, ARM_ROTATION, GRIPPER, no_op
+
+POSITION_SCALE = 0.05
+"""Metres that the arm's goal moves by at 1 in the action."""
+ROTATION_SCALE = 0.5
+"""Radians that the arm's goal turns by at 1 in the action."""
+OPEN, CLOSE, HOLD = -1.0, 1.0, 0.0
+"""The gripper's number in the action."""
+CLOSED_BELOW, OPEN_ABOVE = 0.004, 0.036
+"""Metres of a finger's way at which the gripper counts as closed on nothing, and as open."""
+
+
+class Gripper:
+    """The gripper in the present state of a scene.
+
+    Attributes:
+        position: float64 ``[3]``: the point between the fingertips.
+        rotation: float64 ``[3, 3]``: its columns are the hand's axes: sideways, the direction in which the fingers
+            open, and the direction in which they point.
+        base_position: float64 ``[3]``: where the robot stands.
+        base_rotation: float64 ``[3, 3]``: its columns are forward, left and up as the robot sees them.
+        opening: How far a finger is from the middle.
+    """
+
+    def __init__(self, env: Any) -> None:
+        """Reads the state; derived quantities must be up to date."""
+        robot = env.robots[0]
+        data = env.sim.data
+        site = robot.eef_site_id["right"]
+        self.position = np.array(data.site_xpos[site])
+        self.rotation = np.array(data.site_xmat[site]).reshape(3, 3)
+        base = env.sim.model.site_name2id("mobilebase0_center")
+        self.base_position = np.array(data.site_xpos[base])
+        self.base_rotation = np.array(data.site_xmat[base]).reshape(3, 3)
+        fingers = robot._ref_gripper_joint_pos_indexes["right"]
+        self.opening = float(np.abs(data.qpos[fingers]).mean())
+
+    def towards(
+        self,
+        position: np.ndarray,
+        rotation: np.ndarray | None = None,
+        *,
+        grip: float = CLOSE,
+        speed: float = 1.0,
+    ) -> np.ndarray:
+        """The action that moves the gripper in a straight line.
+
+        Args:
+            position: float ``[3]``.
+            rotation: float ``[3, 3]``, as ``Gripper.rotation``; None: as it is.
+            grip: ``OPEN``, ``CLOSE`` or ``HOLD``.
+            speed: Largest length of the arm's part of the action.
+
+        Returns:
+            float32 ``[12]``.
+        """
+        action = no_op()
+        to_base = self.base_rotation.T
+        action[ARM_POSITION] = limited(to_base @ (np.asarray(position) - self.position) / POSITION_SCALE, speed)
+        if rotation is not None:
+            turn = rotation_vector(rotation @ self.rotation.T)
+            action[ARM_ROTATION] = limited(to_base @ turn / ROTATION_SCALE, speed)
+        action[GRIPPER] = grip
+        return action
+
+    def distance(self, position: np.ndarray) -> float:
+        """Metres to a point."""
+        return float(np.linalg.norm(np.asarray(position) - self.position))
+
+    def angle(self, rotation: np.ndarray) -> float:
+        """Radians to a rotation."""
+        return float(np.linalg.norm(rotation_vector(rotation @ self.rotation.T)))
+
+
+def limited(vector: np.ndarray, length: float) -> np.ndarray:
+    """The vector, shortened to a length if it is longer."""
+    norm = float(np.linalg.norm(vector))
+    return vector if norm <= length else vector * (length / norm)
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    """The vector at length 1."""
+    return np.asarray(vector) / np.linalg.norm(vector)
+
+
+def rotation_vector(rotation: np.ndarray) -> np.ndarray:
+    """Axis times angle, float64 ``[3]``, of a rotation matrix ``[3, 3]``; the angle is at most pi."""
+    cosine = min(1.0, max(-1.0, (float(np.trace(rotation)) - 1) / 2))
+    angle = math.acos(cosine)
+    axis = np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
+    sine = math.sin(angle)
+    if sine > 1e-6:
+        return axis * (angle / (2 * sine))
+    if cosine > 0:
+        return axis / 2
+    column = int(np.argmax(np.diag(rotation)))  # half a turn: the axis is where 1 + R keeps most
+    half = rotation[:, column] + np.eye(3)[column]
+    return unit(half) * math.pi
+
+
+def pointing(direction: np.ndarray, opening: np.ndarray) -> np.ndarray:
+    """The rotation in which the fingers point in a direction.
+
+    Args:
+        direction: float ``[3]``.
+        opening: float ``[3]``: the direction in which the fingers should open, as far as it is across ``direction``.
+
+    Returns:
+        float64 ``[3, 3]``, as ``Gripper.rotation``.
+    """
+    z = unit(direction)
+    y = unit(np.asarray(opening) - z * float(np.dot(opening, z)))
+    return np.stack([np.cross(y, z), y, z], axis=1)
