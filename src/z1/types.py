@@ -63,6 +63,7 @@ class SimInfo:
         quality: How images are rendered, ``fast`` or ``default``.
         model_per_scene: Whether every scene is a compiled model of its own; else a task's scenes share one.
         experts: Tasks that have a scripted expert, sorted.
+        expert_noise: How much of a recording's noise each env action dim takes; empty: all of it in every one.
         stand_ins: Which of the simulator's assets are generated stand-ins; empty: none. Every result must say it.
         protocol: Which scenes make up the splits, where a benchmark's protocol decides it; else empty.
     """
@@ -83,6 +84,7 @@ class SimInfo:
     quality: str = "fast"
     model_per_scene: bool = False
     experts: tuple[str, ...] = ()
+    expert_noise: tuple[float, ...] = ()
     stand_ins: str = ""
     protocol: str = ""
 

@@ -291,7 +291,7 @@ def test_plan_keys() -> None:
         ({"episodes": 0}, "episodes is 0; it must be at least 1"),
         ({"noise_std": -0.1}, "noise_std is -0.1; it must be from 0 up to 10 (0.3 is usual)"),
         ({"hosts": 0}, "hosts is 0; it must be at least 1"),
-        ({"in_flight": 0}, "in_flight is 0; it must be at least 1"),
+        ({"in_flight": -1}, "in_flight is -1; it must be 0 or a number of episodes"),
         ({"image_size": 4}, "image_size is 4; it must be from 8 to 1024 pixels"),
         ({"quality": "best"}, "quality is 'best'; it must be 'fast', 'default' or empty"),
         ({"horizon": -1}, "horizon is -1; it must be 0 or a number of env steps"),

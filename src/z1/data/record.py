@@ -52,11 +52,13 @@ class DemoConfig:
     episodes: int = 50
     """Successful episodes per task."""
     noise_std: float = 0.3
-    """Standard deviation of the Gaussian noise on executed actions, in env units (MetaWorld: actions in [-1, 1])."""
+    """Standard deviation of the Gaussian noise on executed actions, in env units (actions in [-1, 1]; RoboCasa: the
+    arm's six numbers)."""
     hosts: int = 2
     """Simulator processes. They share the work; the recording does not depend on their number."""
-    in_flight: int = 8
-    """Episodes in progress per host. More keep all hosts busy; the recording does not depend on it."""
+    in_flight: int = 0
+    """Episodes in progress per host; the recording does not depend on it. 0: 8, or 2 where every scene is a compiled
+    model of its own (RoboCasa), which takes memory."""
     cameras: tuple[str, ...] = ()
     """Cameras to record. Empty: the simulator's default pair, which policies use by default."""
     image_size: int = 64
@@ -90,7 +92,7 @@ class DemoConfig:
         require(self.episodes >= 1, "episodes", self.episodes, "at least 1")
         require(0 <= self.noise_std < 10, "noise_std", self.noise_std, "from 0 up to 10 (0.3 is usual)")
         require(self.hosts >= 1, "hosts", self.hosts, "at least 1")
-        require(self.in_flight >= 1, "in_flight", self.in_flight, "at least 1")
+        require(self.in_flight >= 0, "in_flight", self.in_flight, "0 or a number of episodes")
         require(len(set(self.cameras)) == len(self.cameras), "cameras", self.cameras, "different cameras")
         require(8 <= self.image_size <= 1024, "image_size", self.image_size, "from 8 to 1024 pixels")
         require(self.quality in ("", "fast", "default"), "quality", self.quality, "'fast', 'default' or empty")
@@ -274,6 +276,8 @@ class Recorder:
         self._seeds = Seeds(config.seed)
         self._low = np.asarray(pool.info.action_low, dtype=np.float32)
         self._high = np.asarray(pool.info.action_high, dtype=np.float32)
+        share = np.asarray(pool.info.expert_noise or (1.0,) * pool.info.action_dim, dtype=np.float32)
+        self._noise_std = np.float32(config.noise_std) * share
         self._stored: list[Future[None]] = []
         self.frames = 0
         self.plans = [
@@ -289,9 +293,10 @@ class Recorder:
             DatasetError: An expert solves too few scenes.
         """
         active: list[_Attempt] = []
+        in_flight = self._config.in_flight or (2 if self._pool.info.model_per_scene else 8)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder") as encoder:
             while True:
-                active += self._start(self._config.in_flight * self._config.hosts - len(active))
+                active += self._start(in_flight * self._config.hosts - len(active))
                 if not active:
                     break
                 active = self._step(active, encoder)
@@ -335,6 +340,7 @@ class Recorder:
             "split": "train",
             "seed": config.seed,
             "noise_std": config.noise_std,
+            "noise_share": list(info.expert_noise),
             "executed_action": "clip(clip(expert) + noise)",
             "recorded_action": "clip(expert)",
             "success": "first success ends the episode",
@@ -381,7 +387,7 @@ class Recorder:
         expert = self._pool.expert_actions(members)
         noise = np.stack([attempt.noise.standard_normal(expert.shape[1], dtype=np.float32) for attempt in active])
         labels = np.clip(expert, self._low, self._high)
-        executed = np.clip(labels + np.float32(self._config.noise_std) * noise, self._low, self._high)
+        executed = np.clip(labels + self._noise_std * noise, self._low, self._high)
         outcome = self._pool.step_chunk(members, executed[:, None])
         left = []
         for row, attempt in enumerate(active):

@@ -93,8 +93,8 @@ class TaskSim(Protocol):
     def proprioception(self) -> np.ndarray:
         """float32 ``[S]``: what the policy may know besides images."""
 
-    def expert_action(self, observation: np.ndarray) -> np.ndarray:
-        """float32 ``[A]``: what the scripted expert does on a full observation, which it leaves unchanged."""
+    def expert_action(self) -> np.ndarray:
+        """float32 ``[A]``: what the scripted expert does in the present state, which it leaves unchanged."""
 
     def render(self, camera: str, image: np.ndarray) -> None:
         """Renders a camera, the right way up, into uint8 ``[height, width, 3]``."""

@@ -341,9 +341,7 @@ class Runner:
         """The scripted experts' next actions."""
         actions = np.zeros((len(numbers), self._adapter.info.action_dim), np.float32)
         for row, number in enumerate(numbers):
-            member = self._member(number)
-            task_sim = self._adapter.task_sim(member.key)
-            actions[row] = task_sim.expert_action(task_sim.observation if member.dirty else member.state.observation)
+            actions[row] = self._load(self._member(number)).expert_action()
         return {"actions": actions}
 
     def release(self, numbers: Sequence[int]) -> None:

@@ -288,11 +288,11 @@ class MetaWorldTask:
         """float32 ``[4]``: hand position in metres, gripper opening between 0 and 1; nothing about objects or goal."""
         return self.observation[:4].astype(np.float32)
 
-    def expert_action(self, observation: np.ndarray) -> np.ndarray:
+    def expert_action(self) -> np.ndarray:
         """float32 ``[4]``: the scripted expert's action, clipped to the bounds."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # experts announce that their actions will be clipped
-            action = self._expert.get_action(observation.copy())  # experts write into what they get
+            action = self._expert.get_action(self.observation.copy())  # experts write into what they get
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
     def render(self, camera: str, image: np.ndarray) -> None:

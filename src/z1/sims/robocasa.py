@@ -20,7 +20,16 @@ from typing import Any
 
 from z1.errors import RenderError, SimulatorError, UnknownNameError
 from z1.sims.adapter import AdapterSettings, scene_of_key
-from z1.sims.robocasa_layout import ACTION_DIM, ACTION_NAMES, ALL_CAMERAS, CAMERAS, CONTROL_HZ, STATE_NAMES
+from z1.sims.robocasa_experts.registry import EXPERTS
+from z1.sims.robocasa_layout import (
+    ACTION_DIM,
+    ACTION_NAMES,
+    ALL_CAMERAS,
+    CAMERAS,
+    CONTROL_HZ,
+    EXPERT_NOISE,
+    STATE_NAMES,
+)
 from z1.sims.robocasa_tasks import PROTOCOL, TASKS
 from z1.sims.stand_in_files import read_manifest
 from z1.types import SimInfo
@@ -115,7 +124,8 @@ class RoboCasa:
             control_hz=CONTROL_HZ,
             quality=self._quality,
             model_per_scene=True,
-            experts=(),
+            experts=tuple(sorted(EXPERTS)),
+            expert_noise=EXPERT_NOISE,
             stand_ins=_stand_ins(assets),
             protocol=PROTOCOL,
         )

@@ -52,6 +52,9 @@ ACTION_DIM = len(ACTION_NAMES)
 ARM_POSITION, ARM_ROTATION, GRIPPER = slice(0, 3), slice(3, 6), 6
 BASE, TORSO, BASE_MODE = slice(7, 10), 10, 11
 
+EXPERT_NOISE = (1.0,) * ARM_ROTATION.stop + (0.0,) * (ACTION_DIM - ARM_ROTATION.stop)
+"""Demonstrations disturb the arm alone: noise on the switches would open the gripper or drive the robot off."""
+
 STATE_PARTS: tuple[tuple[str, int], ...] = (
     ("robot0_base_pos", 3),
     ("robot0_base_quat", 4),

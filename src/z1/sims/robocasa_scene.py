@@ -20,6 +20,7 @@ import numpy as np
 from z1.errors import SimulatorError
 from z1.sims.adapter import Diverged
 from z1.sims.rendering import ModelRenderer
+from z1.sims.robocasa_experts.registry import EXPERTS
 from z1.sims.robocasa_layout import CAMERAS, ROBOT, STATE_PARTS, state_of
 from z1.sims.robocasa_state import SceneState
 from z1.sims.robocasa_tasks import kitchens_of
@@ -94,7 +95,7 @@ class RoboCasaScene:
         seed: Scene seed.
         instruction: What the policy is told in this scene.
         solved_at_start: Whether the task counts as solved before anything was done.
-        observation: float64 ``[0]``: there is no scripted expert that would need one.
+        observation: float64 ``[0]``: nothing reads one.
     """
 
     def __init__(self, modules: Any, task: str, seed: int, env: Any, quality: str, image_size: int) -> None:
@@ -192,13 +193,16 @@ class RoboCasaScene:
         data, robot = self._env.sim.data, self._env.robots[0]
         return float(np.linalg.norm(data.site_xpos[robot.eef_site_id["right"]] - data.body_xpos[body]))
 
-    def expert_action(self, observation: np.ndarray) -> np.ndarray:
-        """There is no scripted expert.
+    def expert_action(self) -> np.ndarray:
+        """float32 ``[12]``: the scripted expert's action.
 
         Raises:
-            SimulatorError: Always.
+            SimulatorError: The task has none.
         """
-        raise SimulatorError(f"RoboCasa has no scripted expert for {self.task}")
+        if self.task not in EXPERTS:
+            raise SimulatorError(f"RoboCasa has no scripted expert for {self.task}; there are for {sorted(EXPERTS)}")
+        self._bring_up_to_date()
+        return EXPERTS[self.task](self._env)
 
     def render(self, camera: str, image: np.ndarray) -> None:
         """Renders a camera, the right way up, into uint8 ``[height, width, 3]``."""

@@ -30,8 +30,8 @@ class Gripper:
 
     Attributes:
         position: float64 ``[3]``: the point between the fingertips.
-        rotation: float64 ``[3, 3]``: its columns are the hand's axes: sideways, the direction in which the fingers
-            open, and the direction in which they point.
+        rotation: float64 ``[3, 3]``: its columns are the hand's axes: the direction in which the fingers open, along
+            which the hand is 20 cm wide; the one across, along which it is 6 cm thick; and the one in which they point.
         base_position: float64 ``[3]``: where the robot stands.
         base_rotation: float64 ``[3, 3]``: its columns are forward, left and up as the robot sees them.
         opening: How far a finger is from the middle.
@@ -49,6 +49,21 @@ class Gripper:
         self.base_rotation = np.array(data.site_xmat[base]).reshape(3, 3)
         fingers = robot._ref_gripper_joint_pos_indexes["right"]
         self.opening = float(np.abs(data.qpos[fingers]).mean())
+
+    @property
+    def forward(self) -> np.ndarray:
+        """float64 ``[3]``: the robot's forward."""
+        return self.base_rotation[:, 0]
+
+    @property
+    def left(self) -> np.ndarray:
+        """float64 ``[3]``: the robot's left."""
+        return self.base_rotation[:, 1]
+
+    @property
+    def up(self) -> np.ndarray:
+        """float64 ``[3]``: up."""
+        return self.base_rotation[:, 2]
 
     def towards(
         self,
@@ -113,16 +128,17 @@ def rotation_vector(rotation: np.ndarray) -> np.ndarray:
     return unit(half) * math.pi
 
 
-def pointing(direction: np.ndarray, opening: np.ndarray) -> np.ndarray:
+def pointing(direction: np.ndarray, thin: np.ndarray) -> np.ndarray:
     """The rotation in which the fingers point in a direction.
 
     Args:
         direction: float ``[3]``.
-        opening: float ``[3]``: the direction in which the fingers should open, as far as it is across ``direction``.
+        thin: float ``[3]``: the direction along which the hand should be thin, as far as it is across ``direction``;
+            the fingers open across both.
 
     Returns:
         float64 ``[3, 3]``, as ``Gripper.rotation``.
     """
     z = unit(direction)
-    y = unit(np.asarray(opening) - z * float(np.dot(opening, z)))
+    y = unit(np.asarray(thin) - z * float(np.dot(thin, z)))
     return np.stack([np.cross(y, z), y, z], axis=1)

@@ -1,0 +1,16 @@
+"""Which RoboCasa tasks have a scripted demonstrator.
+
+Level 1: standard library and numpy only, Python 3.10 syntax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from z1.sims.robocasa_experts import buttons
+
+EXPERTS: dict[str, Callable[[Any], np.ndarray]] = {**buttons.EXPERTS}
+"""Functions of the environment, whose derived quantities must be up to date, to the action: float32 ``[12]``."""
