@@ -19,6 +19,7 @@ from z1.errors import SimulatorError
 from z1.sims.check import check_sim
 from z1.sims.pool import SimPool, SimSpec
 from z1.sims.registry import interpreter_of
+from z1.sims.robocasa_experts.registry import EXPERTS
 from z1.sims.robocasa_layout import ACTION_NAMES, CAMERAS, STATE_NAMES, no_op
 from z1.sims.snapshot import decode_snapshot, encode_snapshot
 from z1.types import Scene
@@ -26,6 +27,9 @@ from z1.types import Scene
 pytestmark = [pytest.mark.robocasa, pytest.mark.timeout(1200)]
 
 TASK = "robocasa/CloseDrawer"
+
+SOLVED_SCENE: dict[str, int] = {}
+"""A training scene that the expert solves, where it is not scene 0."""
 
 
 def _missing() -> str:
@@ -138,7 +142,26 @@ def test_a_snapshot_of_another_kitchen_is_refused(pool: SimPool) -> None:
 
 
 def test_an_expert_is_not_pretended(pool: SimPool) -> None:
-    (member,) = pool.start([Scene.of_split(TASK, "train", 0)])[0]
-    with pytest.raises(SimulatorError, match="RoboCasa has no scripted expert for CloseDrawer"):
+    assert "PnPCounterToCab" not in pool.info.experts
+    (member,) = pool.start([Scene.of_split("robocasa/PnPCounterToCab", "train", 0)])[0]
+    with pytest.raises(SimulatorError, match="RoboCasa has no scripted expert for PnPCounterToCab; there are for "):
         pool.expert_actions([member])
     pool.release([member])
+
+
+@pytest.mark.parametrize("task", sorted(EXPERTS))
+def test_the_expert_solves_a_scene_and_repeats_itself(pool: SimPool, task: str) -> None:
+    assert task in pool.info.experts
+    scene = Scene.of_split(f"robocasa/{task}", "train", SOLVED_SCENE.get(task, 0))
+    actions = []
+    for _ in range(2):
+        (member,) = pool.start([scene])[0]
+        played, done = [], False
+        while not done:
+            played.append(pool.expert_actions([member]))
+            outcome = pool.step_chunk([member], played[-1][:, None])
+            done = bool(outcome.done[0])
+        assert outcome.success[0]
+        pool.release([member])
+        actions.append(np.stack(played))
+    np.testing.assert_array_equal(*actions)
