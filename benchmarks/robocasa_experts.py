@@ -45,12 +45,12 @@ def episode(pool: SimPool, scene: Scene, noise_std: float) -> int:
 def summary(steps: list[int]) -> dict[str, Any]:
     """Rate and length of the episodes of a task at one noise level."""
     solved = [count for count in steps if count]
-    interval = wilson(len(solved), len(steps))
+    low, high = wilson(len(solved), len(steps))
     return {
         "scenes": len(steps),
         "solved": len(solved),
-        "low": interval.low,
-        "high": interval.high,
+        "low": low,
+        "high": high,
         "median_env_steps": statistics.median(solved) if solved else 0,
         "max_env_steps": max(solved, default=0),
         "failed_scenes": [index for index, count in enumerate(steps) if not count],

@@ -61,14 +61,14 @@ def test_the_action_is_in_the_frame_of_the_base() -> None:
     np.testing.assert_allclose(gripper.forward, [0, 1, 0])
     np.testing.assert_allclose(gripper.left, [-1, 0, 0])
     assert gripper.opening == pytest.approx(0.02)
-    action = gripper.towards(gripper.position + [0.0, 0.01, 0.02], grip=OPEN)
+    action = gripper.towards(gripper.position + np.array([0.0, 0.01, 0.02]), grip=OPEN)
     np.testing.assert_allclose(action[:6], [0.2, 0, 0.4, 0, 0, 0], atol=1e-6)
     assert action[6] == OPEN
     assert action[11] == -1  # the arm moves, not the base
     turn = gripper.towards(gripper.position, turned(np.array([0.0, 1.0, 0.0]), 0.25) @ hand)
     np.testing.assert_allclose(turn[:6], [0, 0, 0, 0.5, 0, 0], atol=1e-6)  # about the world's y: the base's forward
     assert turn[6] == CLOSE
-    far = gripper.towards(gripper.position + [3.0, 0.0, 4.0], speed=0.5)
+    far = gripper.towards(gripper.position + np.array([3.0, 0.0, 4.0]), speed=0.5)
     assert np.linalg.norm(far[:3]) == pytest.approx(0.5)
     np.testing.assert_array_equal(limited(np.array([0.3, 0.4]), 1.0), [0.3, 0.4])
 
