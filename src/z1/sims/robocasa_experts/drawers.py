@@ -1,7 +1,7 @@
 """Scripted demonstrators that close and open a drawer beside the robot.
 
 Closing: with the fingers down, the gripper goes over the open drawer to a place before its handle, down, and forward
-until the drawer is shut. Opening: the open fingers come down astride the handle, close, and draw it towards the robot.
+until the drawer is shut. Opening: the open fingers come to the handle from the front, close on it, and draw it out.
 
 Places are given as seen from the handle, in the frame of the robot's base: along the drawer's way (positive: into the
 cabinet), aside, and up.
@@ -17,32 +17,73 @@ from typing import Any
 
 import numpy as np
 
-from z1.sims.robocasa_experts.motion import CLOSE, Gripper, pointing
+from z1.sims.robocasa_experts.motion import CLOSE, OPEN, Gripper, pointing
 
 ABOVE = 0.22
-"""Metres over the handle at which the gripper travels."""
+"""Metres over the handle at which the gripper travels to close."""
 BEFORE = 0.09
-"""Metres before the handle at which it comes down to push."""
+"""Metres before the handle at which the fingers come down, or line up."""
 ALIGNED = 0.05
-"""Metres aside, or up, within which it may push."""
+"""Metres aside, or up, within which the gripper may push."""
 LEAN = 0.6
 """Radians by which the fingers point forward, so that the wrist stays clear of the counter over the drawer."""
 PUSH = 0.10
-"""Metres behind the handle at which it aims when it pushes."""
+"""Metres behind the handle at which the gripper aims when it pushes."""
+
+REACH_LEAN = 1.25
+"""Radians by which the fingers point forward to grasp: nearly level, so that the hand stays clear of the counter."""
+LINED_UP = (0.03, 0.02, 0.2)
+"""Metres aside, metres up, radians within which the fingers may advance to the handle."""
+DEPTH = 0.012
+"""Metres by which the fingertips reach past the handle."""
+ASTRIDE = (0.03, 0.06, 0.03)
+"""Metres along, aside and up within which the handle is between the fingers."""
+HELD = (0.008, 0.030)
+"""Opening between which the fingers, once closing, hold the handle; less: they closed on nothing."""
+PULL = 0.12
+"""Metres before the handle at which the gripper aims when it pulls."""
 
 
 def close_drawer(env: Any) -> np.ndarray:
     """Pushes the drawer shut."""
-    gripper, drawer = Gripper(env), env.drawer
-    rotation = pointing(math.sin(LEAN) * gripper.forward - math.cos(LEAN) * gripper.up, gripper.forward)
-    handle = np.array(env.sim.data.geom_xpos[env.sim.model.geom_name2id(drawer.handle_name)])
-    along, aside, height = gripper.base_rotation.T @ (gripper.position - handle)
+    gripper = Gripper(env)
+    handle, (along, aside, height) = _from_handle(env, gripper)
     low = abs(height) < ALIGNED
     if abs(aside) > ALIGNED or along > (0.0 if low else -BEFORE / 3):
-        goal = np.array([-BEFORE, 0.0, ABOVE])
+        goal = (-BEFORE, 0.0, ABOVE)
     else:
-        goal = np.array([PUSH if low else -BEFORE, 0.0, 0.0])
+        goal = (PUSH if low else -BEFORE, 0.0, 0.0)
+    rotation = pointing(_leaning(gripper, LEAN), gripper.forward)
     return gripper.towards(handle + gripper.base_rotation @ goal, rotation, grip=CLOSE)
 
 
-EXPERTS: dict[str, Callable[[Any], np.ndarray]] = {"CloseDrawer": close_drawer}
+def open_drawer(env: Any) -> np.ndarray:
+    """Grasps the handle and pulls."""
+    gripper = Gripper(env)
+    handle, offset = _from_handle(env, gripper)
+    along, aside, height = offset
+    outwards = gripper.left * np.sign((handle - gripper.base_position) @ gripper.left)
+    rotation = pointing(_leaning(gripper, REACH_LEAN), outwards)
+    deviation = np.array([abs(aside), abs(height), gripper.angle(rotation)])
+    astride = bool((np.abs(offset) < ASTRIDE).all())
+    if astride and HELD[0] < gripper.opening < HELD[1]:
+        goal, grip = np.array([-PULL, 0.0, 0.0]), CLOSE
+    elif astride and along > 0:
+        goal, grip = offset, CLOSE
+    else:
+        goal, grip = np.array([DEPTH if (deviation < LINED_UP).all() else -BEFORE, 0.0, 0.0]), OPEN
+    return gripper.towards(handle + gripper.base_rotation @ goal, rotation, grip=grip)
+
+
+EXPERTS: dict[str, Callable[[Any], np.ndarray]] = {"CloseDrawer": close_drawer, "OpenDrawer": open_drawer}
+
+
+def _from_handle(env: Any, gripper: Gripper) -> tuple[np.ndarray, np.ndarray]:
+    """Where the handle is in the world, and where the gripper is as seen from it, in the base's frame."""
+    handle = np.array(env.sim.data.geom_xpos[env.sim.model.geom_name2id(env.drawer.handle_name)])
+    return handle, gripper.base_rotation.T @ (gripper.position - handle)
+
+
+def _leaning(gripper: Gripper, angle: float) -> np.ndarray:
+    """Down, turned forward by an angle in radians."""
+    return math.sin(angle) * gripper.forward - math.cos(angle) * gripper.up
