@@ -58,10 +58,13 @@ class SimConfig:
     """Env steps after which an episode without success counts as failed. 0: the simulator's own (MetaWorld 500)."""
     python: str = ""
     """Interpreter of the simulator processes. Empty: the one that runs this command."""
+    quality: Literal["", "fast", "default"] = ""
+    """Rendering; use what the demonstrations were recorded with. Empty: the simulator's usual one."""
     timeout_s: float = 120.0
     """Seconds without a sign of life after which a simulator process is restarted."""
 
     def __post_init__(self) -> None:
+        require(self.quality in ("", "fast", "default"), "sim.quality", self.quality, "'fast', 'default' or empty")
         require(self.hosts >= 1, "sim.hosts", self.hosts, "at least 1")
         require(self.horizon >= 0, "sim.horizon", self.horizon, "0 or a number of env steps")
         require(self.timeout_s > 0, "sim.timeout_s", self.timeout_s, "a positive number of seconds")

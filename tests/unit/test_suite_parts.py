@@ -14,6 +14,7 @@ from z1.ablate.study import StudyTask
 from z1.errors import ConfigError, UnknownNameError, Z1Error
 from z1.eval.stats import summarise
 from z1.files import write_json
+from z1.sims.robocasa_experts.registry import EXPERTS
 from z1.sims.suites import all_tasks
 from z1.suite.builtin import SUITES
 from z1.suite.published import PUBLISHED
@@ -55,6 +56,9 @@ def test_the_built_in_suites() -> None:
     horizons = {task.task: task.horizon for task in builtin_suite("robocasa24").tasks}
     assert horizons["robocasa/CoffeePressButton"] == 300
     assert horizons["robocasa/CloseDrawer"] == 500
+    assert set(builtin_suite("robocasa24").without_demonstrations) == {
+        task for task in robocasa if task.removeprefix("robocasa/") not in EXPERTS
+    }
     assert set(PUBLISHED) <= set(SUITES)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from z1.sims.robocasa_experts.registry import EXPERTS
 from z1.sims.suites import all_tasks, category
 
 DEFAULT_HORIZON = 200
@@ -110,9 +111,16 @@ _ROBOCASA_HORIZONS = {
 }
 """Published horizons that are not 500 env steps."""
 
+
+def _robocasa_plan(name: str) -> TaskPlan:
+    """Published horizon; demonstrations where there is a scripted demonstrator."""
+    horizon = _ROBOCASA_HORIZONS.get(name, 500)
+    return _plan(horizon, 60, 900) if name in EXPERTS else TaskPlan(horizon=horizon)
+
+
 DEMONSTRATED: dict[str, TaskPlan] = (
     {task: _plan(DEFAULT_HORIZON, 60, 700) for task in _METAWORLD}
     | {f"metaworld/{name}": entry[1] for name, entry in _KITCHEN.items()}
-    | {task: TaskPlan(horizon=_ROBOCASA_HORIZONS.get(task.split("/", 1)[1], 500)) for task in SUITES["robocasa24"]}
+    | {f"robocasa/{name}": _robocasa_plan(name) for names in _ROBOCASA.values() for name in names}
 )
 """Plan of each task. A task without demonstrations needs a dataset."""
