@@ -211,8 +211,10 @@ def _with_experts(config: DemoConfig, info: SimInfo) -> SimInfo:
     """
     for task in config.task:
         if suites.name_of(task) not in info.experts:
+            known = ", ".join(f"{info.simulator}/{name}" for name in info.experts) or "none"
             raise DatasetError(
-                f"{task} has no scripted expert, so there is nobody to record; convert a public data set"
+                f"{task} has no scripted expert, so there is nobody to record; convert a public data set, or choose a "
+                f"task that has one: {known}"
             )
     return info
 
