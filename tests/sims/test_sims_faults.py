@@ -201,7 +201,7 @@ def test_another_protocol_version_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(protocol, "PROTOCOL_VERSION", 99)
     with pytest.raises(ProtocolError) as caught:
         SimPool(SPEC)
-    text = "the simulator host speaks protocol version 3, this process version 99; both must run the same z1"
+    text = "the simulator host speaks protocol version 4, this process version 99; both must run the same z1"
     assert str(caught.value) == text
 
 
