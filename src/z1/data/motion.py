@@ -26,7 +26,7 @@ MOTION_NAMES = (*ACTION_NAMES[:ARM], *STATE_NAMES[14:16], *ACTION_NAMES[BASE])
 frame (m, m, rad)."""
 
 LEAST_SHARE = 0.5
-"""Arm and fingers must explain so much of each motion that can be judged."""
+"""The actions must explain so much of each motion that can be judged."""
 
 USUAL_SHARE = 0.9
 """Less than this deserves a note: actions a frame late, of another scale, or for another controller."""
@@ -61,21 +61,19 @@ class Part:
         motions: Which of ``MOTION_NAMES``.
         floor: Effect of the actions, root mean square per env step in m or rad, below which nothing can be said.
         at_rest: Whether only frames count in which the base stands still.
-        decides: Whether a low share refuses the data. The base's does not: the arm's reaction pushes it about.
     """
 
     name: str
     motions: tuple[int, ...]
     floor: float
     at_rest: bool
-    decides: bool
 
 
 PARTS = (
-    Part(name="arm position", motions=(0, 1, 2), floor=3e-4, at_rest=True, decides=True),
-    Part(name="arm rotation", motions=(3, 4, 5), floor=1e-3, at_rest=True, decides=True),
-    Part(name="gripper", motions=(6, 7), floor=1e-4, at_rest=False, decides=True),
-    Part(name="base", motions=(8, 9, 10), floor=1e-3, at_rest=False, decides=False),
+    Part(name="arm position", motions=(0, 1, 2), floor=3e-4, at_rest=True),
+    Part(name="arm rotation", motions=(3, 4, 5), floor=1e-3, at_rest=True),
+    Part(name="gripper", motions=(6, 7), floor=1e-4, at_rest=False),
+    Part(name="base", motions=(8, 9, 10), floor=1e-3, at_rest=False),
 )
 
 

@@ -29,11 +29,11 @@ from z1.data.motion import (
 )
 from z1.data.sources.orders import QUATERNIONS, SWITCH_VALUES
 from z1.data.sources.source import EpisodeVectors, Source
-from z1.errors import ConfigError, DatasetError, SimulatorError
+from z1.errors import ConfigError, DatasetError, SimulatorError, UnknownNameError
 from z1.sims.recording import Recording, Replay
 from z1.sims.replay import Replayer
 from z1.sims.robocasa_layout import ACTION_NAMES, BASE_MODE, CONTROL_HZ, GRIPPER, STATE_NAMES
-from z1.sims.robocasa_tasks import LATCHED
+from z1.sims.robocasa_tasks import LATCHED, TASKS
 from z1.sims.spec import SimSpec
 
 STATE_TOLERANCE = 1e-3
@@ -141,6 +141,7 @@ def verify(
         ConfigError: The numbers of a source are not RoboCasa's.
         DatasetError: A source contradicts itself or the simulator.
         SimulatorError: A source is to be replayed and RoboCasa is not installed or cannot run.
+        UnknownNameError: A source is to be replayed and is of a task that z1 does not know.
     """
     for source, _ in chosen:
         if (source.state_names, source.action_names) != (STATE_NAMES, ACTION_NAMES):
@@ -235,8 +236,11 @@ def _replay_episode(
 
     Raises:
         DatasetError: The scene cannot be opened, or its states are not the imported ones.
+        UnknownNameError: The scene is of a task that z1 does not know.
     """
     where = f"{source.path}: {name}"
+    if recording.task not in TASKS:
+        raise UnknownNameError("RoboCasa task", recording.task, TASKS, f"({source.path}; leave --verify out)")
     if source.fps != CONTROL_HZ:
         raise DatasetError(
             f"{where}: expected {CONTROL_HZ:g} frames per second, one per env step, to replay it, got {source.fps}; "
@@ -276,7 +280,7 @@ def _report(path: Path, replays: Sequence[_Replayed]) -> ReplayReport:
         np.concatenate([replay.idle for replay in replays]),
     )
     for share in shares:
-        if share.part.decides and share.worst_share < LEAST_SHARE:
+        if share.worst_share < LEAST_SHARE:
             raise DatasetError(
                 f"{path}: executed in the simulator, the actions do not move the robot as it was recorded: of what "
                 f"they change in {share.worst} they explain {share.worst_share:.2f} (1: all, 0: no more than no action "
@@ -293,7 +297,7 @@ def _report(path: Path, replays: Sequence[_Replayed]) -> ReplayReport:
 
 
 def frames_to_replay(states: np.ndarray) -> np.ndarray:
-    """Frames of an episode, each with a next one: some evenly spread, and those with the most motion of fingers or base.
+    """Frames of an episode that have a next one: some evenly spread, those with the most motion of fingers and of base.
 
     Args:
         states: float32 ``[T, 16]``, T at least 2.

@@ -18,19 +18,23 @@ from z1.errors import SimulatorError
 ASSET_PACKAGES = ("robosuite", "robocasa")
 """Packages in whose folder ``models/assets`` the files of a scene lie."""
 
+INERTIA = ("inertiagrouprange", "0 0")
+"""The compiler's setting with which kitchens are built: masses come from collision geoms alone. MuJoCo leaves it out
+when it saves a scene; without it visual geoms count too, and the robot's base gets 152 kg heavier."""
+
 _OBJECTS = "/objects/"
 """RoboCasa looks for an object behind the last of these, in its own folder of objects."""
 
 
 def localised(model_xml: str, roots: Mapping[str, Path]) -> tuple[str, list[str]]:
-    """A recorded scene's MJCF with the files of this machine.
+    """A recorded scene's MJCF with the files of this machine, and with the masses that it was recorded with.
 
     Args:
         model_xml: MJCF with paths of another machine.
         roots: The folder ``models/assets`` of each of ``ASSET_PACKAGES``.
 
     Returns:
-        MJCF in which every file lies below ``roots``; the paths for which there is no file.
+        MJCF in which every file lies below ``roots`` and ``INERTIA`` is set; the paths for which there is no file.
 
     Raises:
         SimulatorError: It is no MJCF.
@@ -43,6 +47,11 @@ def localised(model_xml: str, roots: Mapping[str, Path]) -> tuple[str, list[str]
         raise SimulatorError(
             f"expected MJCF with asset and worldbody as the recorded scene, got an element {tree.tag} without them"
         )
+    compiler = tree.find("compiler")
+    if compiler is None:
+        compiler = ET.SubElement(tree, "compiler")
+    if INERTIA[0] not in compiler.attrib:
+        compiler.set(*INERTIA)
     missing = []
     for element in tree.iter():
         for name in [name for name in element.attrib if name.startswith("file")]:
