@@ -4,13 +4,14 @@
 
 For the first demonstrations of each file: the share of motion that is explained by the actions as they are, and by
 actions made wrong (two arm dims exchanged, one turned round, one frame late or early, another scale, LeRobot's order).
-Over all demonstrations of all files: the correlations by which the order is told without a simulator.
+For every two demonstrations of all files: what their correlations say, by which the order is told without a simulator.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from z1.data.motion import MOTION_NAMES, find_order, motion, shares_of_motion
+from z1.data.motion import MIN_FRAMES, find_order, motion, shares_of_motion
 from z1.data.sources.robomimic import RobomimicSource
 from z1.data.verify import frames_to_replay
 from z1.sims.replay import Replayer
@@ -97,12 +98,16 @@ def simulated(source: RobomimicSource, demos: int, replayer: Replayer) -> list[d
 
 
 def by_numbers(sources: list[RobomimicSource]) -> list[dict[str, Any]]:
-    """A row per mistake: what the correlations say."""
+    """A row per mistake: how often two demonstrations, of any files, tell it by their correlations."""
     vectors = [source.vectors(name) for source in sources for name in source.episodes]
     rows = []
     for mistake, change in {"right": lambda actions: actions, **wrong_orders()}.items():
-        order = find_order([(episode.states, change(episode.actions)) for episode in vectors])
-        row = {"mistake": mistake, "frames": order.frames, "verdict": order.verdict, "margin": round(order.margin, 3)}
+        changed = [(episode.states, change(episode.actions)) for episode in vectors]
+        orders = [find_order(pair) for pair in combinations(changed, 2)]
+        orders = [order for order in orders if order.frames >= MIN_FRAMES]
+        verdicts = Counter(order.verdict for order in orders)
+        margins = sorted(round(order.margin, 3) for order in orders)
+        row = {"mistake": mistake, "pairs": len(orders), **verdicts, "margins": [margins[0], margins[-1]]}
         print(json.dumps(row), flush=True)
         rows.append(row)
     return rows
@@ -113,15 +118,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--demos", type=int, default=1, help="demonstrations of each file to replay")
+    parser.add_argument("--files-replayed", type=int, help="replay only so many of the files, default all")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     sources = [RobomimicSource(path) for path in arguments.files]
     numbers = by_numbers(sources)
     rows = []
     with Replayer(SimSpec(simulator="robocasa")) as replayer:
-        for source in sources:
+        for source in sources[: arguments.files_replayed]:
             rows += simulated(source, arguments.demos, replayer)
-    arguments.out.write_text(json.dumps({"motions": MOTION_NAMES, "numbers": numbers, "simulator": rows}, indent=1))
+    arguments.out.write_text(json.dumps({"numbers": numbers, "simulator": rows}, indent=1))
 
 
 if __name__ == "__main__":

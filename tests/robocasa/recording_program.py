@@ -14,6 +14,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
 
 from z1.sims.robocasa import _import_simulator
+from z1.sims.robocasa_experts.registry import EXPERTS
 from z1.sims.robocasa_layout import ARM_POSITION, ARM_ROTATION, BASE, BASE_MODE, CAMERAS, GRIPPER, STATE_PARTS
 from z1.sims.robocasa_scene import build, make_env
 
@@ -64,8 +65,7 @@ def record(env: Any, actions: np.ndarray, *, solved: bool) -> dict[str, Any]:
         actions: float64 ``[T, 12]``.
         solved: Whether the drawer is shut by hand before the last state.
     """
-    meta, xml = env.get_ep_meta(), env.sim.model.get_xml()
-    states = []
+    meta, xml, states = env.get_ep_meta(), env.sim.model.get_xml(), []
     for number, action in enumerate(actions):
         if solved and number == len(actions) - 1:
             env.drawer.set_door_state(min=0.0, max=0.0, env=env, rng=env.rng)
@@ -73,6 +73,20 @@ def record(env: Any, actions: np.ndarray, *, solved: bool) -> dict[str, Any]:
         states.append(flat_state(env))
         env.step(action)
     return {"meta": meta, "xml": xml, "states": np.stack(states), "actions": actions}
+
+
+def record_expert(env: Any, task: str, steps: int, noise: float, rng: np.random.Generator) -> dict[str, Any]:
+    """Lets the scripted expert play, with Gaussian noise on the arm, until the task is solved."""
+    meta, xml, states, actions = env.get_ep_meta(), env.sim.model.get_xml(), [], []
+    while len(states) < steps and not env._check_success():
+        env.sim.forward()
+        action = np.array(EXPERTS[task](env), np.float64)
+        arm = slice(0, ARM_ROTATION.stop)
+        action[arm] = np.clip(action[arm] + rng.normal(0, noise, ARM_ROTATION.stop), -1, 1)
+        states.append(flat_state(env))
+        actions.append(action)
+        env.step(action)
+    return {"meta": meta, "xml": xml, "states": np.stack(states), "actions": np.stack(actions)}
 
 
 def write(path: Path, demos: list[dict[str, Any]], task: str) -> None:
@@ -115,14 +129,22 @@ def plain(value: Any) -> Any:
 
 
 def main() -> None:
-    """``FILE TASK SEED STEPS``: two demonstrations, the first of which ends solved."""
+    """``FILE TASK SEED STEPS [NOISE]``: two demonstrations of a scene.
+
+    Without ``NOISE`` the arm wanders, and the first one ends solved (``CloseDrawer`` only); with it the scripted expert
+    plays.
+    """
     os.dup2(2, 1)
     path, task, seed, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     env = make_env(_import_simulator(), task)
     demos = []
     for number in range(2):
         build(env, seed)
-        demo = record(env, wandering(steps, np.random.default_rng(number)), solved=number == 0)
+        rng = np.random.default_rng(number)
+        if len(sys.argv) > 5:
+            demo = record_expert(env, task, steps, float(sys.argv[5]), rng)
+        else:
+            demo = record(env, wandering(steps, rng), solved=number == 0)
         demos.append({**demo, "observations": observations(env, demo["states"])})
     write(path, demos, task)
     os._exit(0)  # GL contexts complain when the interpreter ends

@@ -77,7 +77,7 @@ def test_a_recording_that_the_simulator_confirms(
 ) -> None:
     assert z1("import", recorded, "--out", tmp_path / "data", "--verify", "5") == 0
     said = capsys.readouterr().out
-    assert f"Verified: {recorded}, 2 episodes" in said
+    assert f"Verified: {recorded}, episodes: 2" in said
     assert "numbers: the arm moves as its action dims say (117 frames, ahead of any other order by" in said
     assert "states of 2 episodes read as imported (largest difference 0)" in said
     assert "arm position: 1.000 of what the actions change is explained, correlation 1.000" in said
@@ -234,7 +234,7 @@ def test_lerobot_sets_are_checked_by_their_numbers(
     write_robocasa_v2(tmp_path / "set", groot=groot, length=60, make=moving_episode)
     assert z1("import", tmp_path / "set", "--out", tmp_path / "data", "--verify", "9") == 0
     said = capsys.readouterr().out
-    assert f"Verified: {tmp_path / 'set'}, 2 episodes" in said
+    assert f"Verified: {tmp_path / 'set'}, episodes: 2" in said
     assert "numbers: the arm moves as its action dims say (117 frames" in said
     assert "what the actions do in the simulator, success" in said
     assert "note:" not in said
@@ -368,7 +368,7 @@ def roots(tmp_path: Path) -> dict[str, Path]:
 
 
 def test_paths_of_a_recording_become_this_machines(roots: dict[str, Path]) -> None:
-    path = "/z/robocasa/models/assets/fixtures/sink/a.obj"
+    path = "/z/robosuite/models/assets/fixtures/sink/a.obj"  # as before RoboCasa was a package of its own
     xml, missing = localised(SCENE.format(other=path), roots)
     assert missing == []
     assert f'file="{roots["robocasa"]}/fixtures/sink/a.obj"' in xml

@@ -88,7 +88,7 @@ class Verification:
 
     def lines(self) -> list[str]:
         """The findings as text, one line each."""
-        lines = [f"Verified: {self.path}, {self.episodes} episodes", f"  {_order_text(self.order)}"]
+        lines = [f"Verified: {self.path}, episodes: {self.episodes}", f"  {_order_text(self.order)}"]
         replay = self.replay
         if replay is None:
             lines.append(

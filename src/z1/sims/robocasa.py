@@ -181,6 +181,7 @@ class RoboCasa:
         if kept is not None and kept[0] != recording.task:
             kept[1].close()
             kept = None
+            gc.collect()  # see drop
         env = kept[1] if kept is not None else make_env(self._modules, recording.task)
         replay = RecordedScene(self._modules, env, recording).replay(frames)
         self._for_recordings = (recording.task, env)

@@ -65,10 +65,12 @@ def localised(model_xml: str, roots: Mapping[str, Path]) -> tuple[str, list[str]
 
 
 def _asset(path: str, roots: Mapping[str, Path]) -> Path | None:
+    """The file here; RoboCasa's once lay among robosuite's, and old recordings say so."""
     for package in ASSET_PACKAGES:
         _, found, tail = path.rpartition(f"/{package}/models/assets/")
         if found:
-            return _below(roots[package], tail)
+            places = (_below(roots[name], tail) for name in (package, *ASSET_PACKAGES))
+            return next((place for place in places if place is not None), None)
     return None
 
 
