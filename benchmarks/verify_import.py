@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +26,7 @@ import numpy as np
 from z1.data.motion import MIN_FRAMES, find_order, motion, shares_of_motion
 from z1.data.sources.robomimic import RobomimicSource
 from z1.data.verify import frames_to_replay
+from z1.files import write_json
 from z1.sims.replay import Replayer
 from z1.sims.robocasa_layout import ACTION_DIM, ACTION_NAMES, BASE, GRIPPER, LEROBOT_ACTION
 from z1.sims.spec import SimSpec
@@ -127,7 +131,13 @@ def main() -> None:
     with Replayer(SimSpec(simulator="robocasa")) as replayer:
         for source in sources[: arguments.files_replayed]:
             rows += simulated(source, arguments.demos, replayer)
-    arguments.out.write_text(json.dumps({"numbers": numbers, "simulator": rows}, indent=1))
+    content = {
+        "command": " ".join(["python", *sys.argv]),
+        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "numbers": numbers,
+        "simulator": rows,
+    }
+    write_json(arguments.out, content)
 
 
 if __name__ == "__main__":

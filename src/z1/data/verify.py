@@ -284,7 +284,8 @@ def _report(path: Path, replays: Sequence[_Replayed]) -> ReplayReport:
             raise DatasetError(
                 f"{path}: executed in the simulator, the actions do not move the robot as it was recorded: of what "
                 f"they change in {share.worst} they explain {share.worst_share:.2f} (1: all, 0: no more than no action "
-                f"does; expected at least {LEAST_SHARE:g}); the actions are in another order, or belong to other states"
+                f"does; expected at least {LEAST_SHARE:g}); the actions are in another order, of another scale, a "
+                "frame late or for another controller"
             )
     judged = [replay.solved for replay in replays if replay.solved is not None]
     return ReplayReport(
@@ -410,5 +411,5 @@ def _share_text(share: MotionShare) -> str:
 def _share_note(share: MotionShare) -> str:
     return (
         f"the actions explain {share.worst_share:.2f} of what they change in {share.worst}, usual is {USUAL_SHARE:g} "
-        "and more: a frame late, of another scale, or recorded with another controller?"
+        "and more: another version of the simulator, or another controller?"
     )
