@@ -7,7 +7,8 @@ reader has to find, in z1's order.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,49 @@ def make_episode(seed: int, *, length: int = 7, size: int = 16) -> Episode:
     return Episode(observations=observations, state=state, action=action, images=images, instruction=instruction)
 
 
-def write_robomimic(path: Path, *, demos: int = 3, seed: int = 0, size: int = 16) -> list[Episode]:
+def moving_episode(seed: int, *, length: int = 7, size: int = 16) -> Episode:
+    """An episode whose states PandaOmron can be in, and whose arm moves as the action says, with some momentum."""
+    episode, rng = make_episode(seed, length=length, size=size), np.random.default_rng([seed, 1])
+    action = episode.action
+    action[:, 7:11], action[:, 11] = 0.0, -1.0
+    seen: dict[str, list[Any]] = {key: [] for key in STATE_KEYS}
+    position, turn, fingers = np.array([0.5, 0.1, 0.4]), np.array([0.8, 0.6, 0.0, 0.0]), 0.02
+    speed, spin = np.zeros(3), np.zeros(3)
+    for command in action:
+        seen["robot0_base_pos"].append([1.0, -2.0, 0.7])
+        seen["robot0_base_quat"].append([0.0, 0.0, 0.6, 0.8])
+        seen["robot0_base_to_eef_pos"].append(position)
+        seen["robot0_base_to_eef_quat"].append(turn)
+        seen["robot0_gripper_qpos"].append([fingers, -fingers])
+        speed = 0.6 * speed + 0.003 * command[:3] + rng.normal(0, 2e-4, 3)
+        spin = 0.6 * spin + 0.02 * command[3:6] + rng.normal(0, 2e-3, 3)
+        position, turn = position + speed, turned(turn, spin)
+        fingers = float(np.clip(fingers - 0.005 * command[6], 0.0, 0.04))
+    observations = {**episode.observations, **{key: np.array(values) for key, values in seen.items()}}
+    state = np.concatenate([observations[key] for key in STATE_KEYS], axis=1).astype(np.float32)
+    return replace(episode, observations=observations, state=state, action=action)
+
+
+def turned(quaternion: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+    """A quaternion (x, y, z, w) after a rotation vector of the outer frame."""
+    angle = np.linalg.norm(rotation)
+    (x, y, z), w = np.sin(angle / 2) * rotation / angle, np.cos(angle / 2)
+    matrix = np.array([[w, -z, y, x], [z, w, -x, y], [-y, x, w, z], [-x, -y, -z, w]])
+    result: np.ndarray = matrix @ quaternion
+    return result / np.linalg.norm(result)
+
+
+def write_robomimic(
+    path: Path,
+    *,
+    demos: int = 3,
+    seed: int = 0,
+    size: int = 16,
+    length: int = 5,
+    make: Callable[..., Episode] = make_episode,
+) -> list[Episode]:
     """A RoboCasa v0.2 file: demonstrations of different lengths, filters ``2_demos`` and ``last``."""
-    episodes = [make_episode(seed + number, length=5 + number, size=size) for number in range(demos)]
+    episodes = [make(seed + number, length=length + number, size=size) for number in range(demos)]
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
         data.attrs["total"] = sum(len(episode.action) for episode in episodes)
@@ -157,7 +198,14 @@ ACTION_SLICES = {
 
 
 def write_robocasa_v2(
-    path: Path, *, groot: bool, modality: dict[str, Any] | None = None, episodes: int = 2, size: int = 16
+    path: Path,
+    *,
+    groot: bool,
+    modality: dict[str, Any] | None = None,
+    episodes: int = 2,
+    size: int = 16,
+    length: int = 4,
+    make: Callable[..., Episode] = make_episode,
 ) -> list[Episode]:
     """A LeRobot v2.1 conversion of RoboCasa demonstrations.
 
@@ -168,9 +216,11 @@ def write_robocasa_v2(
         modality: Where the parts lie; also written as ``meta/modality.json``.
         episodes: How many.
         size: Height and width of the images.
+        length: Frames of the shortest.
+        make: What makes an episode.
     """
     modality = modality or (GROOT_MODALITY if groot else V1_MODALITY)
-    made = [make_episode(number, length=4 + number, size=size) for number in range(episodes)]
+    made = [make(number, length=length + number, size=size) for number in range(episodes)]
     rows = []
     for episode in made:
         state = _placed(modality["state"], {part: episode.observations[key] for part, key in PART_KEYS.items()})

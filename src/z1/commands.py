@@ -23,7 +23,7 @@ from rich.progress import (
 
 from z1.config import EvalConfig, RlConfig, RolloutConfig, SftConfig, SimConfig, config_to_dict
 from z1.convert import open_policy
-from z1.data.importing import ImportConfig, ImportSummary, import_dataset
+from z1.data.importing import ImportConfig, ImportProgress, ImportSummary, import_dataset
 from z1.data.lerobot import LeRobotDataset
 from z1.data.lerobot_format import ACTION_KEY, STATE_KEY
 from z1.data.mixture import feature_stats, open_datasets
@@ -213,14 +213,21 @@ def run_demos(config: DemoConfig) -> DemoSummary:
     return summary
 
 
+def _import_note(progress: ImportProgress) -> str:
+    return f"{progress.verified} episodes verified" if progress.verified else f"{progress.frames} frames"
+
+
 def run_import(config: ImportConfig) -> ImportSummary:
     """``z1 import``: others' demonstrations as a dataset."""
     with progress_bar("import", None) as (bar, task):
         summary = import_dataset(
             config,
-            on_progress=lambda p: bar.update(task, completed=p.episodes, total=p.total, note=f"{p.frames} frames"),
+            on_progress=lambda p: bar.update(task, completed=p.episodes, total=p.total, note=_import_note(p)),
         )
     layout = summary.layout
+    for found in summary.verified:
+        for line in found.lines():
+            console.print(line, soft_wrap=True, markup=False)
     console.print(
         f"Dataset: {summary.path}: {summary.episodes} episodes ({summary.resumed} of them from an interrupted import), "
         f"{summary.frames} frames stored in {summary.seconds:.0f} s; {len(layout.state_names)} state and "

@@ -21,13 +21,20 @@ import z1
 from z1.errors import ProtocolError, RenderError, SimulatorError
 from z1.sims import protocol
 from z1.sims.pool import Member, SimPool
+from z1.sims.recording import Recording
+from z1.sims.replay import Replayer
 from z1.sims.snapshot import decode_snapshot, encode_snapshot
 
+EXPERTS = "sims/robocasa_experts"
 HOST_MODULES = (
     "types",
     "errors",
-    *(f"sims/{name}" for name in ("protocol", "snapshot", "adapter", "rendering", "meshes", "stand_in_files")),
-    *(f"sims/robocasa_{name}" for name in ("layout", "tasks", "scene", "state")),
+    *(
+        f"sims/{name}"
+        for name in ("protocol", "snapshot", "adapter", "rendering", "meshes", "stand_in_files", "recording")
+    ),
+    *(f"sims/robocasa_{name}" for name in ("layout", "tasks", "scene", "state", "files", "recorded")),
+    *sorted(f"{EXPERTS}/{path.stem}" for path in (Path(z1.__file__).parent / EXPERTS).glob("*.py")),
 )
 ADAPTERS = ("sims/metaworld", "sims/robocasa")
 
@@ -201,8 +208,20 @@ def test_another_protocol_version_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(protocol, "PROTOCOL_VERSION", 99)
     with pytest.raises(ProtocolError) as caught:
         SimPool(SPEC)
-    text = "the simulator host speaks protocol version 3, this process version 99; both must run the same z1"
+    text = "the simulator host speaks protocol version 4, this process version 99; both must run the same z1"
     assert str(caught.value) == text
+
+
+def test_a_simulator_without_recordings_says_so() -> None:
+    nothing = np.zeros((1, 4))
+    recording = Recording(task="reach", scene={}, model_xml="<mujoco/>", states=nothing, actions=nothing)
+    with (
+        Replayer(SPEC) as replayer,
+        pytest.raises(
+            SimulatorError, match=r"^MetaWorld replays no recordings; only those of RoboCasa can be replayed$"
+        ),
+    ):
+        replayer.replay(recording, [0])
 
 
 def bare_interpreter(folder: Path, packages: tuple[str, ...]) -> str:
@@ -312,4 +331,4 @@ def test_modules_of_hosts_keep_to_python_3_10_and_their_imports() -> None:
             for module in imported:
                 assert module.split(".")[0] in allowed, f"{name} imports {module}"
                 if module.startswith("z1."):
-                    assert module.removeprefix("z1.").replace(".", "/") in (*HOST_MODULES, *ADAPTERS), module
+                    assert module.removeprefix("z1.").replace(".", "/") in (*HOST_MODULES, *ADAPTERS, EXPERTS), module

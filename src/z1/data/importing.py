@@ -23,6 +23,7 @@ from z1.data.lerobot_format import DatasetLayout
 from z1.data.lerobot_writer import LeRobotWriter, refuse_existing
 from z1.data.sources.open import open_source
 from z1.data.sources.source import Source
+from z1.data.verify import Verification, verify
 from z1.errors import DatasetError, UnknownNameError
 from z1.policy.config import ResizeMode
 
@@ -55,6 +56,9 @@ class ImportConfig:
     confirm if it is there, or wherever meta/modality.json says."""
     lossless: bool = True
     """Whether the videos hold exactly the (resized) images. Lossy ones are about a fifth of the size."""
+    verify: int = 0
+    """Episodes of each source, of RoboCasa, that are checked before anything is stored: by their own numbers, and in
+    the simulator where the source holds its states (HDF5). What contradicts itself is refused. 0: none."""
     resume: bool = True
     """Whether an interrupted import to the same folder is finished; otherwise it starts again."""
     overwrite: bool = False
@@ -67,6 +71,7 @@ class ImportConfig:
         )
         require(bool(self.out), "out", self.out, "a folder to create")
         require(self.episodes >= 0, "episodes", self.episodes, "0 (all) or a number of episodes")
+        require(self.verify >= 0, "verify", self.verify, "0 (none) or a number of episodes of each source")
         require(len(set(self.cameras)) == len(self.cameras), "cameras", self.cameras, "different cameras")
         require(
             self.image_size == 0 or 8 <= self.image_size <= 1024, "image_size", self.image_size, "0 or 8 to 1024 pixels"
@@ -81,11 +86,13 @@ class ImportProgress:
         episodes: Episodes stored, those of an interrupted import included.
         total: Episodes to store.
         frames: Frames stored since the start of this call.
+        verified: Episodes checked so far.
     """
 
     episodes: int
     total: int
     frames: int
+    verified: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +106,7 @@ class ImportSummary:
         resumed: Episodes taken from an interrupted import.
         layout: What all episodes have in common.
         assumed: Sources whose order of numbers nothing confirms: RoboCasa sets without ``meta/modality.json``.
+        verified: What ``verify`` found, one entry per source; empty when it was not asked for.
         seconds: Duration of this call.
     """
 
@@ -108,6 +116,7 @@ class ImportSummary:
     resumed: int
     layout: DatasetLayout
     assumed: tuple[Path, ...]
+    verified: tuple[Verification, ...]
     seconds: float
 
 
@@ -124,6 +133,7 @@ def import_dataset(config: ImportConfig, on_progress: Callable[[ImportProgress],
     Raises:
         DatasetError: A source is damaged, has an unknown layout or does not fit the others, or the dataset exists.
         ConfigError: A setting has no effect on a source.
+        SimulatorError: A source is to be verified in a simulator that does not start.
         UnknownNameError: A source has no such camera or filter.
     """
     started = time.perf_counter()
@@ -136,6 +146,7 @@ def import_dataset(config: ImportConfig, on_progress: Callable[[ImportProgress],
             for number, source in enumerate(sources)
             for index, episode in enumerate(_chosen(source, config.episodes))
         ]
+        verified = _verified(config, sources, len(plan), on_progress)
         writer = stack.enter_context(
             LeRobotWriter(
                 config.out,
@@ -155,7 +166,7 @@ def import_dataset(config: ImportConfig, on_progress: Callable[[ImportProgress],
                 frames += _store(writer, source, episode, key, config.image_size)
         if on_progress is not None:
             on_progress(ImportProgress(episodes=len(plan), total=len(plan), frames=frames))
-        path = writer.finish(_manifest(config, sources, layout))
+        path = writer.finish(_manifest(config, sources, layout, verified))
         assumed = tuple(s.path for s in sources if s.facts().get("order_assumed"))
     return ImportSummary(
         path=path,
@@ -164,6 +175,7 @@ def import_dataset(config: ImportConfig, on_progress: Callable[[ImportProgress],
         resumed=resumed,
         layout=layout,
         assumed=assumed,
+        verified=verified,
         seconds=time.perf_counter() - started,
     )
 
@@ -268,7 +280,26 @@ def _identity(config: ImportConfig, sources: Sequence[Source]) -> dict[str, Any]
     }
 
 
-def _manifest(config: ImportConfig, sources: Sequence[Source], layout: DatasetLayout) -> dict[str, Any]:
+def _verified(
+    config: ImportConfig,
+    sources: Sequence[Source],
+    total: int,
+    on_progress: Callable[[ImportProgress], None] | None,
+) -> tuple[Verification, ...]:
+    """Checks the sources, if that is wanted."""
+    if not config.verify:
+        return ()
+
+    def tell(episodes: int) -> None:
+        if on_progress is not None:
+            on_progress(ImportProgress(episodes=0, total=total, frames=0, verified=episodes))
+
+    return verify([(source, _chosen(source, config.episodes)) for source in sources], config.verify, tell)
+
+
+def _manifest(
+    config: ImportConfig, sources: Sequence[Source], layout: DatasetLayout, verified: Sequence[Verification]
+) -> dict[str, Any]:
     """Where the dataset comes from, for ``meta/z1_manifest.json``."""
     return {
         "schema": MANIFEST_SCHEMA,
@@ -277,6 +308,7 @@ def _manifest(config: ImportConfig, sources: Sequence[Source], layout: DatasetLa
             {**source.facts(), "episodes": len(_chosen(source, config.episodes)), "of": len(source.episodes)}
             for source in sources
         ],
+        "verified": [found.facts() for found in verified],
         "cameras": list(layout.cameras),
         "image_size": [layout.height, layout.width],
         "resize": RESIZE_MODE if config.image_size else None,

@@ -5,12 +5,14 @@ Level 1: standard library and numpy only, Python 3.10 syntax.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from z1.errors import UnknownNameError
+from z1.sims.recording import Recording, Replay
 from z1.sims.snapshot import SimState
 from z1.types import SimInfo
 
@@ -119,6 +121,13 @@ class Adapter(Protocol):
 
     def drop(self, key: str) -> None:
         """Frees a compiled model."""
+
+    def replay(self, recording: Recording, frames: Sequence[int]) -> Replay:
+        """Opens a recorded demonstration and tells what happens at some of its frames.
+
+        Raises:
+            SimulatorError: It cannot be opened here, or this simulator has no recordings.
+        """
 
     def close(self) -> None:
         """Frees rendering contexts."""

@@ -36,6 +36,7 @@ from z1.sims.protocol import (
     encode_message,
     error_body,
 )
+from z1.sims.recording import Recording, Replay
 from z1.sims.snapshot import SimState, Snapshot, decode_snapshot, encode_snapshot
 
 _READ_BYTES = 1 << 16
@@ -344,6 +345,10 @@ class Runner:
             actions[row] = self._load(self._member(number)).expert_action()
         return {"actions": actions}
 
+    def replay(self, recording: Recording, frames: Sequence[int]) -> Replay:
+        """What happens at some frames of a recorded demonstration."""
+        return self._adapter.replay(recording, frames)
+
     def release(self, numbers: Sequence[int]) -> None:
         """Forgets members."""
         for number in numbers:
@@ -453,6 +458,11 @@ class Host:
             return {"manifests": runner.manifests(body["members"])}, {}
         if message.name == "expert":
             return {}, runner.expert(body["members"])
+        if message.name == "replay":
+            recording = Recording(**body, states=arrays["states"], actions=arrays["actions"])
+            replay = runner.replay(recording, arrays["frames"].tolist())
+            found = {"state": replay.state, "action": replay.after_action, "nothing": replay.after_nothing}
+            return {"solved": replay.solved}, found
         if message.name == "release":
             runner.release(body["members"])
             return {}, {}

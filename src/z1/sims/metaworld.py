@@ -14,6 +14,7 @@ import contextlib
 import platform
 import sys
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from z1.errors import RenderError, SimulatorError, UnknownNameError
 from z1.sims.adapter import AdapterSettings, Diverged
+from z1.sims.recording import Recording, Replay
 from z1.sims.snapshot import GeneratorState, SimState, copy_value, is_live_view
 from z1.types import SimInfo
 
@@ -131,6 +133,14 @@ class MetaWorld:
     def drop(self, task: str) -> None:
         """Frees a compiled task."""
         self._task_sims.pop(task).close()
+
+    def replay(self, recording: Recording, frames: Sequence[int]) -> Replay:
+        """Refuses: there are no files with recorded states of MetaWorld.
+
+        Raises:
+            SimulatorError: Always.
+        """
+        raise SimulatorError("MetaWorld replays no recordings; only those of RoboCasa can be replayed")
 
     def close(self) -> None:
         """Frees the rendering contexts."""

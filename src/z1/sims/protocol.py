@@ -23,7 +23,7 @@ import numpy as np
 
 from z1.errors import ProtocolError, RenderError, SimulatorError, UnknownNameError, Z1Error
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Raised with every change of a message. Host and main process must agree."""
 
 HELLO, HEARTBEAT, REPLY, ERROR = "hello", "heartbeat", "reply", "error"

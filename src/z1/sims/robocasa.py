@@ -14,12 +14,14 @@ import gc
 import logging
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from z1.errors import RenderError, SimulatorError, UnknownNameError
 from z1.sims.adapter import AdapterSettings, scene_of_key
+from z1.sims.recording import Recording, Replay
 from z1.sims.robocasa_experts.registry import EXPERTS
 from z1.sims.robocasa_layout import (
     ACTION_DIM,
@@ -107,6 +109,7 @@ class RoboCasa:
         self._context = GlContext()
         self._scenes: dict[str, Any] = {}
         self._spares: list[tuple[str, Any]] = []
+        self._for_recordings: tuple[str, Any] | None = None
         self.info = SimInfo(
             simulator="robocasa",
             version=f"{self._modules.robocasa.__version__} (robosuite {self._modules.robosuite.__version__}, "
@@ -159,10 +162,38 @@ class RoboCasa:
             self._spares.pop(0)[1].close()
         gc.collect()  # environments are full of cycles and hold much memory
 
+    def replay(self, recording: Recording, frames: Sequence[int]) -> Replay:
+        """Opens a recorded demonstration and tells what happens at some of its frames.
+
+        One environment is kept for the recordings of a task: scenes are not built in it again, since a recording
+        leaves it with parts of its own.
+
+        Raises:
+            SimulatorError: It cannot be opened here.
+            UnknownNameError: No such task.
+        """
+        from z1.sims.robocasa_recorded import RecordedScene
+        from z1.sims.robocasa_scene import make_env
+
+        if recording.task not in TASKS:
+            raise UnknownNameError("RoboCasa task", recording.task, TASKS)
+        kept, self._for_recordings = self._for_recordings, None
+        if kept is not None and kept[0] != recording.task:
+            kept[1].close()
+            kept = None
+            gc.collect()  # see drop
+        env = kept[1] if kept is not None else make_env(self._modules, recording.task)
+        replay = RecordedScene(self._modules, env, recording).replay(frames)
+        self._for_recordings = (recording.task, env)
+        return replay
+
     def close(self) -> None:
         """Frees all scenes and the rendering context."""
         for key in list(self._scenes):
             self.drop(key)
+        if self._for_recordings is not None:
+            self._for_recordings[1].close()
+            self._for_recordings = None
         while self._spares:
             self._spares.pop()[1].close()
         self._context.close()

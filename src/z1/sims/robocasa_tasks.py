@@ -81,6 +81,9 @@ TRAINING_KITCHENS = tuple(
     (layout, style) for layout in LAYOUTS for style in STYLES if (layout, style) not in TEST_KITCHENS
 )
 
+LATCHED = frozenset({"CoffeePressButton", "TurnOffMicrowave", "TurnOnMicrowave"})
+"""Tasks whose success a physical state does not tell: that a button was pressed is remembered in Python."""
+
 TEST_OBJECTS, TRAINING_OBJECTS = "B", "A"
 """RoboCasa's object splits: ``A`` is the first half of a category's objects, ``B`` the rest."""
 

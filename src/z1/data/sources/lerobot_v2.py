@@ -86,6 +86,7 @@ class LeRobotV2Source:
             states=self._order.state(values[layout.STATE_KEY], where),
             actions=self._order.action(values[layout.ACTION_KEY], where),
             instruction=self._instruction(table, file),
+            odd_switches=self._order.odd_switches(values[layout.ACTION_KEY]),
         )
 
     def frames(self, episode: str, camera: str) -> Iterator[np.ndarray]:
@@ -94,6 +95,9 @@ class LeRobotV2Source:
         file = self._file("video_path", VIDEO_PATH, index, self._keys[camera])
         images = (image for _, image in video.decode_video(file, self.fps))
         yield from in_parts(images, self._lengths[index], self.image_size(camera), file)
+
+    def recording(self, episode: str, vectors: EpisodeVectors) -> None:
+        """None: these datasets hold no simulator states."""
 
     def facts(self) -> dict[str, Any]:
         """JSON about the dataset."""

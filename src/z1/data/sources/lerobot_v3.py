@@ -59,6 +59,7 @@ class LeRobotV3Source:
             states=self._order.state(self._dataset.state[rows], where),
             actions=self._order.action(self._dataset.action[rows], where),
             instruction=self._dataset.tasks[tasks.pop()],
+            odd_switches=self._order.odd_switches(self._dataset.action[rows]),
         )
 
     def frames(self, episode: str, camera: str) -> Iterator[np.ndarray]:
@@ -67,6 +68,9 @@ class LeRobotV3Source:
         span = record.videos[self._cameras[camera]]
         images = (image for _, image in video.decode_video(span.path, self.fps, span.first))
         yield from in_parts(images, record.length, self.image_size(camera), span.path)
+
+    def recording(self, episode: str, vectors: EpisodeVectors) -> None:
+        """None: these datasets hold no simulator states."""
 
     def facts(self) -> dict[str, Any]:
         """JSON about the dataset."""

@@ -87,6 +87,9 @@ FILE_ACTION = _spans(
 )
 """The known order of ``action`` in both."""
 
+SWITCH_VALUES = (-1.0, 0.0, 1.0)
+"""What files write in a dim with two meanings: -1 or 1, or 0 or 1."""
+
 FILE_CAMERAS = {key.removeprefix(IMAGE_PREFIX): camera for camera, key in robocasa_layout.GROOT_VIDEOS.items()}
 """The simulator's cameras by their names in the GR00T sets."""
 
@@ -166,7 +169,7 @@ class Order:
         """
         found = np.ascontiguousarray(values[:, self.action_columns], dtype=np.float32)
         for dim in self.switches:
-            odd = found[~np.isin(found[:, dim], (-1.0, 0.0, 1.0)), dim]
+            odd = found[~np.isin(found[:, dim], SWITCH_VALUES), dim]
             if len(odd) and not self.confirmed:
                 raise DatasetError(
                     f"{where}: expected -1, 0 or 1 in column {self.action_columns[dim]} of action "
@@ -175,6 +178,11 @@ class Order:
                 )
             found[:, dim] = np.where(found[:, dim] < 0.5, -1.0, 1.0)
         return found
+
+    def odd_switches(self, values: np.ndarray) -> int:
+        """Frames of the file's ``[T, columns]`` with other numbers than -1, 0 and 1 in the dims with two meanings."""
+        columns = [self.action_columns[dim] for dim in self.switches]
+        return int((~np.isin(values[:, columns], SWITCH_VALUES)).any(1).sum())
 
 
 def check_quaternions(

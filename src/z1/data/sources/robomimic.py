@@ -24,6 +24,7 @@ import numpy as np
 from z1.data.sources.orders import QUATERNIONS, check_quaternions
 from z1.data.sources.source import EpisodeVectors, whole_fps
 from z1.errors import DatasetError, UnknownNameError
+from z1.sims.recording import Recording
 from z1.sims.robocasa_layout import ACTION_NAMES, CAMERAS, CONTROL_HZ, STATE_NAMES, STATE_PARTS, state_of
 
 IMAGE_SUFFIX = "_image"
@@ -116,6 +117,27 @@ class RobomimicSource:
         with self._readable():
             images = self._images(episode, camera)[()]
         yield images
+
+    def recording(self, episode: str, vectors: EpisodeVectors) -> Recording | None:
+        """A demonstration with its simulator states; None when it has no states or no MJCF."""
+        with self._readable():
+            demo = self._demo(episode)
+            if "states" not in demo or "model_file" not in demo.attrs:
+                return None
+            states = demo["states"][()]
+            model_xml = demo.attrs["model_file"]
+        if not isinstance(states, np.ndarray) or states.dtype.kind != "f" or states.ndim != 2:
+            raise DatasetError(
+                f"{self.path}: {episode}: expected states to be numbers of shape (T, 1 + nq + nv), got "
+                f"{getattr(states, 'dtype', type(states).__name__)} {getattr(states, 'shape', '')}; copy the file again"
+            )
+        return Recording(
+            task=self._env,
+            scene=self._json(demo, "ep_meta"),
+            model_xml=model_xml.decode() if isinstance(model_xml, bytes) else str(model_xml),
+            states=states.astype(np.float64),
+            actions=vectors.actions,
+        )
 
     def facts(self) -> dict[str, Any]:
         """JSON about the file."""

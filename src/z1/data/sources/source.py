@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from z1.errors import DatasetError
+from z1.sims.recording import Recording
 
 FRAMES_AT_ONCE = 64
 """Images in memory while a video is decoded."""
@@ -24,11 +25,13 @@ class EpisodeVectors:
         states: float32 ``[T, S]``.
         actions: float32 ``[T, A]``.
         instruction: Language instruction.
+        odd_switches: Frames in which the source had another number than -1, 0 and 1 where an action has two meanings.
     """
 
     states: np.ndarray
     actions: np.ndarray
     instruction: str
+    odd_switches: int = 0
 
 
 class Source(Protocol):
@@ -69,6 +72,13 @@ class Source(Protocol):
 
         Raises:
             DatasetError: Something is missing or damaged.
+        """
+
+    def recording(self, episode: str, vectors: EpisodeVectors) -> Recording | None:
+        """An episode with its simulator states, to be replayed; None when the source holds none.
+
+        Raises:
+            DatasetError: Something is damaged.
         """
 
     def facts(self) -> dict[str, Any]:
