@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from toy import TASK, ToyPool, toy_policy
-from z1 import commands
+from z1.commands import base, evaluation
 from z1.config import RlConfig, RolloutConfig, SftConfig, SimConfig, UpdateConfig, config_to_dict
 from z1.errors import CheckpointError, ConfigError, RunFolderError
 from z1.policy.checkpoints.sizes import Sizes
@@ -23,48 +23,48 @@ RL = RlConfig(policy="p", task=TASK, out="o")
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert commands.pick_device("auto").type == commands.pick_device("cpu").type == "cpu"
+    assert base.pick_device("auto").type == base.pick_device("cpu").type == "cpu"
     with pytest.raises(ConfigError) as caught:
-        commands.pick_device("cuda")
+        base.pick_device("cuda")
     assert str(caught.value) == ("device is 'cuda', but torch finds no GPU; choose --device cpu, or run z1 doctor")
     with pytest.raises(ConfigError) as caught:
-        commands.pick_device("tpu")
+        base.pick_device("tpu")
     assert str(caught.value) == "device is 'tpu'; it must be 'cpu', 'cuda' or 'auto'"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert commands.pick_device("auto").type == commands.pick_device("cuda").type == "cuda"
+    assert base.pick_device("auto").type == base.pick_device("cuda").type == "cuda"
 
 
 def test_policy_folders(tmp_path: Path) -> None:
     toy_policy().save(tmp_path / "run" / "policy")
     inner = tmp_path / "run" / "policy"
-    assert commands.policy_folder(str(tmp_path / "run")) == inner
-    assert commands.policy_folder(str(inner)) == inner
-    assert commands.recipe_for_policy(str(tmp_path / "run")) == "tiny"
+    assert base.policy_folder(str(tmp_path / "run")) == inner
+    assert base.policy_folder(str(inner)) == inner
+    assert base.recipe_for_policy(str(tmp_path / "run")) == "tiny"
 
 
 def test_the_recipe_follows_the_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     toy_policy().save(tmp_path / "policy")
-    opened = commands.open_checkpoint(tmp_path)
+    opened = base.open_checkpoint(tmp_path)
     published = replace(opened, sizes=Sizes.of_config(PolicyConfig.pi05()))
-    monkeypatch.setattr(commands, "open_checkpoint", lambda place: published)
-    assert commands.recipe_for_policy(str(tmp_path)) == "paper"
+    monkeypatch.setattr(base, "open_checkpoint", lambda place: published)
+    assert base.recipe_for_policy(str(tmp_path)) == "paper"
 
 
 def test_missing_policies(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
-        commands.policy_folder("runs/none")
+        base.policy_folder("runs/none")
     assert str(caught.value) == (
         "policy runs/none does not exist; give a run folder of z1 sft or z1 rl, or a policy folder"
     )
     with pytest.raises(CheckpointError) as caught:
-        commands.policy_folder(str(tmp_path))
+        base.policy_folder(str(tmp_path))
     assert str(caught.value) == (
         f"{tmp_path} holds no policy: model.safetensors is missing; give a run folder of z1 sft or z1 rl, "
         "or a policy folder"
     )
     (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(CheckpointError) as caught:
-        commands.policy_folder(str(tmp_path))
+        base.policy_folder(str(tmp_path))
     assert str(caught.value) == (
         f"run {tmp_path} has not finished and holds no policy yet; resume it with --resume, "
         f"or use {tmp_path}/checkpoints/last/policy"
@@ -86,23 +86,23 @@ def test_missing_policies(tmp_path: Path) -> None:
 )
 def test_a_policy_of_another_robot_is_refused(changes: dict[str, tuple[str, ...]], text: str) -> None:
     info = ToyPool().info
-    commands.check_fit(toy_policy(), info)
+    base.check_fit(toy_policy(), info)
     with pytest.raises(ConfigError) as caught:
-        commands.check_fit(toy_policy(), replace(info, **changes))  # type: ignore[arg-type]
+        base.check_fit(toy_policy(), replace(info, **changes))  # type: ignore[arg-type]
     assert str(caught.value) == text
 
 
 def test_short_names_are_unique() -> None:
-    assert commands.policy_names(["runs/sft", "runs/rl"]) == ["sft", "rl"]
-    assert commands.policy_names(["a/policy", "b/policy", "c/rl"]) == ["a/policy", "b/policy", "rl"]
+    assert evaluation.policy_names(["runs/sft", "runs/rl"]) == ["sft", "rl"]
+    assert evaluation.policy_names(["a/policy", "b/policy", "c/rl"]) == ["a/policy", "b/policy", "rl"]
 
 
 def test_outputs_are_checked_before_anything_is_computed(tmp_path: Path) -> None:
     out = tmp_path / "new" / "result.json"
-    commands._check_output(out, overwrite=False)
+    evaluation._check_output(out, overwrite=False)
     assert out.parent.is_dir()
     out.write_text("{}")
-    commands._check_output(out, overwrite=True)
+    evaluation._check_output(out, overwrite=True)
     cases = {
         out: f"{out} exists already; choose another --out, or pass --overwrite",
         tmp_path: f"{tmp_path} is a folder; --out names the JSON file to write",
@@ -111,16 +111,16 @@ def test_outputs_are_checked_before_anything_is_computed(tmp_path: Path) -> None
     }
     for path, text in cases.items():
         with pytest.raises(RunFolderError) as caught:
-            commands._check_output(path, overwrite=False)
+            evaluation._check_output(path, overwrite=False)
         assert str(caught.value) == text
     with pytest.raises(RunFolderError, match="is a folder"):
-        commands._check_output(tmp_path, overwrite=True)
+        evaluation._check_output(tmp_path, overwrite=True)
 
 
 def test_a_folder_without_write_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(RunFolderError) as caught:
-        commands._check_output(tmp_path / "x.json", overwrite=False)
+        evaluation._check_output(tmp_path / "x.json", overwrite=False)
     text = f"cannot write {tmp_path / 'x.json'}: {tmp_path} is not writable; choose another --out"
     assert str(caught.value) == text
 
