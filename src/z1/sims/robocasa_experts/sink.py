@@ -27,6 +27,26 @@ PAST = 0.015
 """Metres beyond the point at which the fingers no longer push, but have slipped over the part."""
 REACH = 0.06
 """Metres beyond the part at which the gripper aims when it pushes: hard, for the joints are heavily damped."""
+ROOM, SIDE_ROOM = 0.12, 0.20
+"""Metres outside of the place beside a part where the fingers line up; further away for a lever under the spout."""
+TOLERANCE, SIDE_TOLERANCE = 0.03, 0.02
+"""Metres off the line into that place that do not matter; fewer between a lever and the spout."""
+TOP_DIP, TOP_BEHIND = math.pi / 4, 0.045
+"""Radians below level at which the fingers push up a lever that turns up and down; metres below it."""
+OVER_DIP, OVER, OVER_BEHIND = 0.5, 0.03, 0.05
+"""The same for pulling it down, with the fingers across its end; metres that they reach beyond it; metres above it."""
+SIDE_DIP, SIDE_YAW = 0.5, 0.5
+"""Radians below level, and to the left, at which they point at a lever that turns to the sides: the hand comes from the
+right, where the spout and its column are not, and stays below the spout."""
+DEEPER = 0.022
+"""Metres that they reach beyond such a lever, so that their pads touch it and not their tips."""
+GAP, SIDE_BEHIND = 0.032, 0.05
+"""Metres from such a lever at which they push it: in the gap to the spout's column, and from the other side."""
+SPOUT_DIP, SPOUT_INWARDS, SPOUT_BEHIND = 0.5, 0.7, 0.06
+"""Radians below level at which they point beside the spout; how far they come in from the side, per metre in their
+direction; metres beside it."""
+LEVER_POINT, SPOUT_POINT = 0.6, 0.9
+"""Where a part is pushed, as a share of the way from its middle to its free end."""
 MISPOINTED = 0.35
 """Radians between the fingers and the wanted direction within which they may go in."""
 
@@ -123,97 +143,57 @@ def push_part(gripper: Gripper, push: Push) -> np.ndarray:
 
 def turn_on(env: Any) -> np.ndarray:
     """Turns the water on."""
-    gripper = Gripper(env)
-    lever = _lever_of(env)
-    if abs(lever.axis @ gripper.left) > math.sqrt(0.5):
-        fingers = _slanting(gripper, TOP_DIP)
-        return push_part(
-            gripper,
-            Push(
-                point=lever.point,
-                way=lever.way,
-                rotation=pointing(fingers, gripper.up),
-                inwards=fingers,
-                behind=0.045,
-                room=0.12,
-                tolerance=0.03,
-            ),
-        )
-    return push_part(gripper, _push_sideways(gripper, lever, -1.0, SIDE_GAP))
+    gripper, lever = Gripper(env), _lever_of(env)
+    if not _upright(gripper, lever):
+        return push_part(gripper, _sideways(gripper, lever, -1.0, GAP))
+    fingers = _slanting(gripper, TOP_DIP)
+    push = Push(
+        point=lever.point,
+        way=lever.way,
+        rotation=pointing(fingers, gripper.up),
+        inwards=fingers,
+        behind=TOP_BEHIND,
+        room=ROOM,
+        tolerance=TOLERANCE,
+    )
+    return push_part(gripper, push)
 
 
 def turn_off(env: Any) -> np.ndarray:
     """Turns the water off."""
-    gripper = Gripper(env)
-    lever = _lever_of(env)
-    if abs(lever.axis @ gripper.left) > math.sqrt(0.5):
-        fingers = _slanting(gripper, OVER_DIP)
-        rotation = pointing(fingers, gripper.up)
-        return push_part(
-            gripper,
-            Push(
-                point=lever.point + OVER * fingers,
-                way=-rotation[:, 1],
-                rotation=rotation,
-                inwards=fingers,
-                behind=0.05,
-                room=0.12,
-                tolerance=0.03,
-            ),
-        )
-    return push_part(gripper, _push_sideways(gripper, lever, 1.0, 0.05))
+    gripper, lever = Gripper(env), _lever_of(env)
+    if not _upright(gripper, lever):
+        return push_part(gripper, _sideways(gripper, lever, 1.0, SIDE_BEHIND))
+    fingers = _slanting(gripper, OVER_DIP)
+    rotation = pointing(fingers, gripper.up)
+    push = Push(
+        point=lever.point + OVER * fingers,
+        way=-rotation[:, 1],
+        rotation=rotation,
+        inwards=fingers,
+        behind=OVER_BEHIND,
+        room=ROOM,
+        tolerance=TOLERANCE,
+    )
+    return push_part(gripper, push)
 
 
 def turn_spout(env: Any) -> np.ndarray:
     """Turns the spout to the side that the instruction names."""
     gripper, prefix = Gripper(env), env.sink.naming_prefix
-    spout = part_of(env, f"{prefix}spout_top", f"{prefix}spout_joint", 0.9)
-    side = 1.0 if env.behavior == "left" else -1.0
-    fingers, across = _slanting(gripper, SPOUT_DIP), side * gripper.left
+    spout = part_of(env, f"{prefix}spout_top", f"{prefix}spout_joint", SPOUT_POINT)
+    across = gripper.left if env.behavior == "left" else -gripper.left
+    fingers = _slanting(gripper, SPOUT_DIP)
     push = Push(
         point=spout.point,
         way=across,
         rotation=pointing(fingers, gripper.left),
         inwards=unit(fingers + SPOUT_INWARDS * across),
-        behind=0.06,
-        room=0.12,
-        tolerance=0.03,
+        behind=SPOUT_BEHIND,
+        room=ROOM,
+        tolerance=TOLERANCE,
     )
     return push_part(gripper, push)
-
-
-TOP_DIP = 0.785
-OVER_DIP = 0.5
-SIDE_DIP = 0.5
-SIDE_YAW = 0.35
-SIDE_GAP = 0.032
-OVER = 0.03
-DEEPER = 0.012
-SPOUT_DIP = 0.5
-SPOUT_INWARDS = 0.7
-
-
-def _lever_of(env: Any) -> Part:
-    prefix = env.sink.naming_prefix
-    return part_of(env, f"{prefix}handle_main", f"{prefix}handle_joint", 0.6)
-
-
-def _slanting(gripper: Gripper, dip: float, yaw: float = 0.0) -> np.ndarray:
-    level = math.cos(yaw) * gripper.forward + math.sin(yaw) * gripper.left
-    return math.cos(dip) * level - math.sin(dip) * gripper.up
-
-
-def _push_sideways(gripper: Gripper, lever: Part, side: float, behind: float) -> Push:
-    fingers = _slanting(gripper, SIDE_DIP, SIDE_YAW)
-    return Push(
-        point=lever.point + DEEPER * fingers,
-        way=side * gripper.left,
-        rotation=pointing(fingers, gripper.left),
-        inwards=fingers,
-        behind=behind,
-        room=0.2,
-        tolerance=0.02,
-    )
 
 
 EXPERTS: dict[str, Callable[[Any], np.ndarray]] = {
@@ -221,3 +201,33 @@ EXPERTS: dict[str, Callable[[Any], np.ndarray]] = {
     "TurnOnSinkFaucet": turn_on,
     "TurnSinkSpout": turn_spout,
 }
+
+
+def _lever_of(env: Any) -> Part:
+    prefix = env.sink.naming_prefix
+    return part_of(env, f"{prefix}handle_main", f"{prefix}handle_joint", LEVER_POINT)
+
+
+def _upright(gripper: Gripper, lever: Part) -> bool:
+    """Whether a lever turns up and down, not to the sides."""
+    return bool(abs(lever.axis @ gripper.left) > math.sqrt(0.5))
+
+
+def _slanting(gripper: Gripper, dip: float, yaw: float = 0.0) -> np.ndarray:
+    """The direction forward, some radians below level and to the left."""
+    level = math.cos(yaw) * gripper.forward + math.sin(yaw) * gripper.left
+    return math.cos(dip) * level - math.sin(dip) * gripper.up
+
+
+def _sideways(gripper: Gripper, lever: Part, side: float, behind: float) -> Push:
+    """The push of a lever to the left (1) or to the right (-1)."""
+    fingers = _slanting(gripper, SIDE_DIP, SIDE_YAW)
+    return Push(
+        point=lever.point + DEEPER * fingers,
+        way=side * gripper.left,
+        rotation=pointing(fingers, gripper.left),
+        inwards=fingers,
+        behind=behind,
+        room=SIDE_ROOM,
+        tolerance=SIDE_TOLERANCE,
+    )
