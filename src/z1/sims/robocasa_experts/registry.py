@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from z1.sims.robocasa_experts import buttons, drawers
+from z1.sims.robocasa_experts import buttons, drawers, sink
 
-EXPERTS: dict[str, Callable[[Any], np.ndarray]] = {**buttons.EXPERTS, **drawers.EXPERTS}
+EXPERTS: dict[str, Callable[[Any], np.ndarray]] = {**buttons.EXPERTS, **drawers.EXPERTS, **sink.EXPERTS}
 """Functions of the environment, whose derived quantities must be up to date, to the action: float32 ``[12]``."""
