@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from z1.config import RlConfig, RolloutConfig, SftConfig, SimConfig, UpdateConfi
 from z1.errors import CheckpointError, ConfigError, RunFolderError
 from z1.policy.checkpoints.sizes import Sizes
 from z1.policy.config import PolicyConfig
+from z1.sims.pool import SimSpec
 from z1.train.resume import RL_MAY_CHANGE, check_resume, stored_config, undone_on_error
 from z1.train.run_folder import RunFolder
 
@@ -90,6 +92,25 @@ def test_a_policy_of_another_robot_is_refused(changes: dict[str, tuple[str, ...]
     with pytest.raises(ConfigError) as caught:
         base.check_fit(toy_policy(), replace(info, **changes))  # type: ignore[arg-type]
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("asked", "remembered", "rendered"), [("", "", ""), ("", "fast", "fast"), ("default", "fast", "default")]
+)
+def test_simulators_render_as_the_demonstrations_were_rendered(
+    monkeypatch: pytest.MonkeyPatch, asked: Literal["", "default"], remembered: str, rendered: str
+) -> None:
+    specs: list[SimSpec] = []
+
+    def pool(spec: SimSpec, hosts: int, *, timeout_s: float) -> ToyPool:
+        specs.append(spec)
+        return ToyPool()
+
+    monkeypatch.setattr(base, "SimPool", pool)
+    policy = toy_policy()
+    policy.processor = replace(policy.processor, quality=remembered)
+    base.open_pool(policy, "metaworld/door-open", SimConfig(quality=asked))
+    assert [spec.quality for spec in specs] == [rendered]
 
 
 def test_short_names_are_unique() -> None:

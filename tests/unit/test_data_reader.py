@@ -319,3 +319,14 @@ def test_video_of_another_rate_or_size_is_named(copy: Path) -> None:
 def test_unknown_camera(dataset: LeRobotDataset) -> None:
     with pytest.raises(UnknownNameError, match="unknown camera 'corner'; did you mean 'corner2'"):
         dataset.images("corner")
+
+
+def test_how_the_images_were_rendered(copy: Path) -> None:
+    manifest = copy / "meta/z1_manifest.json"
+    assert not manifest.exists()
+    assert LeRobotDataset.open(copy).quality == ""
+    manifest.write_text('{"quality": "fast"}')
+    assert LeRobotDataset.open(copy).quality == "fast"
+    manifest.write_text("{")
+    with pytest.raises(DatasetError, match=r"z1_manifest.json cannot be read as JSON"):
+        _ = LeRobotDataset.open(copy).quality

@@ -89,6 +89,14 @@ def test_processor_round_trip(made: ProcessorConfig) -> None:
     assert again != replace(made, cameras=("front",))
 
 
+def test_the_rendering_of_the_demonstrations_is_remembered_and_older_files_lack_it() -> None:
+    made = ProcessorConfig.of_dataset(cameras=["front"], state_stats=STATS, action_stats=STATS, quality="fast")
+    value = made.to_json()
+    assert ProcessorConfig.from_json(value, source="config.json").quality == "fast"
+    del value["quality"]
+    assert ProcessorConfig.from_json(value, source="config.json").quality == ""
+
+
 def test_of_dataset() -> None:
     made = ProcessorConfig.of_dataset(cameras=["front"], state_stats=STATS, action_stats=STATS)
     assert (made.state_dim, made.action_dim, made.cameras, made.prompt) == (4, 4, ("front",), "state")
@@ -111,6 +119,7 @@ def test_action_bounds_are_one_or_what_was_demonstrated() -> None:
         ({"cameras": ()}, "processor.cameras is (); it must be one or more camera names"),
         ({"cameras": ("a", "a")}, "processor.cameras is ('a', 'a'); it must be all different"),
         ({"prompt": "x"}, "processor.prompt is 'x'; it must be one of state, state_padded, no_state"),
+        ({"quality": "x"}, "processor.quality is 'x'; it must be 'fast', 'default' or empty"),
         ({"resize": "x"}, "processor.resize is 'x'; it must be one of pil_antialias, torch_bilinear"),
         (
             {"normalization": "x"},

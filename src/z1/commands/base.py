@@ -120,7 +120,7 @@ def open_pool(policy: Policy, task: str, sim: SimConfig) -> SimPool:
         image_size=policy.config.image_size,
         horizon=sim.horizon,
         python=sim.python,
-        quality=sim.quality,
+        quality=sim.quality or policy.processor.quality,
     )
     pool = SimPool(spec, sim.hosts, timeout_s=sim.timeout_s)
     try:

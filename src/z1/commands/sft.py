@@ -108,11 +108,13 @@ def _initial_sft_policy(config: SftConfig, datasets: Sequence[LeRobotDataset]) -
         model = tiny_sizes(size, state_dim=dataset.state.shape[1], action_dim=dataset.action.shape[1])
     else:
         model = PolicyConfig.pi05()
+    qualities = {each.quality for each in datasets}
     processor = ProcessorConfig.of_dataset(
         cameras=dataset.cameras,
         state_stats=feature_stats(datasets, STATE_KEY),
         action_stats=feature_stats(datasets, ACTION_KEY),
         normalization=config.normalization,
+        quality=qualities.pop() if len(qualities) == 1 else "",
     )
     return Policy.create(model, processor, seed=config.seed)
 

@@ -53,7 +53,8 @@ class SimConfig:
     python: str = ""
     """Interpreter of the simulator processes. Empty: the one that runs this command."""
     quality: Literal["", "fast", "default"] = ""
-    """Rendering; use what the demonstrations were recorded with. Empty: the simulator's usual one."""
+    """Rendering. Empty: as the policy's demonstrations were rendered, if it was trained on recorded ones, else the
+    simulator's usual one."""
     timeout_s: float = 120.0
     """Seconds without a sign of life after which a simulator process is restarted."""
 

@@ -19,6 +19,7 @@ import tyro
 
 import z1
 from z1.config import require
+from z1.data.lerobot_files import recorded_quality
 from z1.data.lerobot_format import DatasetLayout
 from z1.data.lerobot_writer import LeRobotWriter, refuse_existing
 from z1.data.sources.open import open_source
@@ -301,6 +302,7 @@ def _manifest(
     config: ImportConfig, sources: Sequence[Source], layout: DatasetLayout, verified: Sequence[Verification]
 ) -> dict[str, Any]:
     """Where the dataset comes from, for ``meta/z1_manifest.json``."""
+    qualities = {recorded_quality(source.path) for source in sources}
     return {
         "schema": MANIFEST_SCHEMA,
         "z1": z1.__version__,
@@ -310,6 +312,7 @@ def _manifest(
         ],
         "verified": [found.facts() for found in verified],
         "cameras": list(layout.cameras),
+        "quality": qualities.pop() if len(qualities) == 1 else "",
         "image_size": [layout.height, layout.width],
         "resize": RESIZE_MODE if config.image_size else None,
         "state_names": list(layout.state_names),

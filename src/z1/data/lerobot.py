@@ -94,6 +94,15 @@ class LeRobotDataset:
         return cls(path=path, info=info, tasks=tasks, episodes=episodes, columns=columns, stats=stats)
 
     @property
+    def quality(self) -> str:
+        """How the simulator rendered the images, as ``meta/z1_manifest.json`` says; empty: not known.
+
+        Raises:
+            DatasetError: That file is not JSON.
+        """
+        return lerobot_files.recorded_quality(self.path)
+
+    @property
     def num_frames(self) -> int:
         """N, frames in all episodes."""
         return len(self.state)

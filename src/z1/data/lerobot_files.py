@@ -310,3 +310,14 @@ def read_stats(path: Path, columns: Mapping[str, np.ndarray]) -> dict[str, Featu
             read = compute_stats(columns[key])
         stats[key] = read
     return stats
+
+
+def recorded_quality(path: Path) -> str:
+    """How the simulator rendered a dataset's images, as ``meta/z1_manifest.json`` says; empty: not known.
+
+    Raises:
+        DatasetError: That file is not JSON.
+    """
+    file = path / layout.MANIFEST_PATH
+    manifest = read_json(file, DatasetError) if file.is_file() else None
+    return str(manifest.get("quality", "")) if isinstance(manifest, dict) else ""

@@ -13,6 +13,7 @@ from z1.config import config_from_dict, config_to_dict
 from z1.data.stats import FeatureStats
 from z1.data.transforms import NORMALIZER_MODES, Normalizer
 from z1.errors import CheckpointError, ConfigError, UnknownNameError
+from z1.sims.adapter import QUALITIES
 
 PromptMode = Literal["state", "state_padded", "no_state"]
 ResizeMode = Literal["pil_antialias", "torch_bilinear"]
@@ -257,8 +258,11 @@ class ProcessorConfig:
     """Lower bound of each env action dim; None: not clipped."""
     action_high: tuple[float, ...] | None = None
     """Upper bound of each env action dim; None: not clipped."""
+    quality: str = ""
+    """How the simulator rendered the demonstrations, ``fast`` or ``default``; empty: not known."""
 
     def __post_init__(self) -> None:
+        _require(self.quality in ("", *QUALITIES), "processor.quality", self.quality, "'fast', 'default' or empty")
         _require(len(self.cameras) >= 1, "processor.cameras", self.cameras, "one or more camera names")
         _require(len(set(self.cameras)) == len(self.cameras), "processor.cameras", self.cameras, "all different")
         _require(self.state_dim >= 0, "processor.state_dim", self.state_dim, "at least 0")
@@ -308,6 +312,7 @@ class ProcessorConfig:
         prompt: PromptMode = "state",
         action_low: Sequence[float] | None = None,
         action_high: Sequence[float] | None = None,
+        quality: str = "",
     ) -> ProcessorConfig:
         """Processing for a new policy that will be trained on a dataset.
 
@@ -319,6 +324,7 @@ class ProcessorConfig:
             prompt: What the prompt holds.
             action_low: Lower bound of each env action dim. Default: -1, or the smallest demonstrated action if lower.
             action_high: Upper bound of each env action dim. Default: 1, or the largest demonstrated action if higher.
+            quality: How the simulator rendered the dataset; empty: not known.
 
         Raises:
             ConfigError: The statistics do not serve.
@@ -338,6 +344,7 @@ class ProcessorConfig:
             prompt=prompt,
             action_low=None if action_low is None else tuple(float(value) for value in action_low),
             action_high=None if action_high is None else tuple(float(value) for value in action_high),
+            quality=quality,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -354,6 +361,7 @@ class ProcessorConfig:
             "resize": self.resize,
             "action_low": None if self.action_low is None else list(self.action_low),
             "action_high": None if self.action_high is None else list(self.action_high),
+            "quality": self.quality,
         }
 
     @classmethod
@@ -369,7 +377,7 @@ class ProcessorConfig:
         """
         _expect_object(value, "processor", source)
         names = {field.name for field in fields(cls)}
-        missing, unknown = sorted(names - set(value)), sorted(set(value) - names)
+        missing, unknown = sorted(names - set(value) - {"quality"}), sorted(set(value) - names)  # older files lack it
         if missing or unknown:
             raise CheckpointError(
                 f"{source}: processor lacks {', '.join(missing) or 'nothing'} and has unknown "
@@ -396,6 +404,7 @@ class ProcessorConfig:
                 resize=value["resize"],
                 action_low=_floats(value["action_low"]),
                 action_high=_floats(value["action_high"]),
+                quality=value.get("quality", ""),
             )
         except (ConfigError, UnknownNameError, TypeError, ValueError) as error:
             raise CheckpointError(f"{source}: {error}") from None

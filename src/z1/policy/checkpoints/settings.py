@@ -204,6 +204,7 @@ class Settings:
         """
         values = {field.name: self.get(field.name) for field in fields(ProcessorConfig)}
         values["allow_constant_dims"] = bool(values["allow_constant_dims"])
+        values["quality"] = values["quality"] or ""
         try:
             return ProcessorConfig(**values)
         except (ConfigError, UnknownNameError) as error:
