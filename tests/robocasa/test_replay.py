@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from z1.data.lerobot import LeRobotDataset
 from z1.data.sources.robomimic import RobomimicSource
 from z1.errors import DatasetError, SimulatorError, UnknownNameError
 from z1.sims.recording import Recording
-from z1.sims.registry import interpreter_of
 from z1.sims.replay import Replayer
 from z1.sims.spec import SimSpec
 
@@ -27,27 +24,11 @@ pytestmark = [pytest.mark.robocasa, pytest.mark.timeout(600)]
 STEPS = 72
 
 
-def _missing() -> str:
-    try:
-        interpreter_of("robocasa", "")
-    except SimulatorError as problem:
-        return str(problem)
-    return ""
-
-
-if _missing():
-    pytest.skip(_missing(), allow_module_level=True)
-
-
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(tmp_path_factory: pytest.TempPathFactory, run_program: Callable[..., str]) -> Path:
     """Two demonstrations of one kitchen, the first of which ends with the drawer shut. Not to be changed."""
     path = tmp_path_factory.mktemp("recorded") / "CloseDrawer.hdf5"
-    program = Path(__file__).with_name("recording_program.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
-    environment.setdefault("MUJOCO_GL", "egl")
-    command = [interpreter_of("robocasa", ""), str(program), str(path), "CloseDrawer", "5", str(STEPS)]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    run_program("recording_program.py", path, "CloseDrawer", 5, STEPS)
     return path
 
 

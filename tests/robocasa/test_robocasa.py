@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +16,6 @@ import pytest
 from z1.errors import SimulatorError
 from z1.sims.check import check_sim
 from z1.sims.pool import SimPool, SimSpec
-from z1.sims.registry import interpreter_of
 from z1.sims.robocasa_experts.registry import EXPERTS
 from z1.sims.robocasa_layout import ACTION_NAMES, CAMERAS, STATE_NAMES, no_op
 from z1.sims.snapshot import decode_snapshot, encode_snapshot
@@ -27,21 +24,6 @@ from z1.types import Scene
 pytestmark = [pytest.mark.robocasa, pytest.mark.timeout(1200)]
 
 TASK = "robocasa/CloseDrawer"
-
-SOLVED_SCENE: dict[str, int] = {}
-"""A training scene that the expert solves, where it is not scene 0."""
-
-
-def _missing() -> str:
-    try:
-        interpreter_of("robocasa", "")
-    except SimulatorError as problem:
-        return str(problem)
-    return ""
-
-
-if _missing():
-    pytest.skip(_missing(), allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +49,10 @@ def test_robocasa_keeps_the_contract() -> None:
     assert [(row.name, row.detail) for row in rows if not row.passed] == []
 
 
-def test_adapter_and_robosuite_agree_bit_by_bit(tmp_path: Path) -> None:
-    program = Path(__file__).with_name("reference_program.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
-    environment.setdefault("MUJOCO_GL", "egl")
+def test_adapter_and_robosuite_agree_bit_by_bit(tmp_path: Path, run_program: Callable[..., str]) -> None:
     for what in ("directly", "adapter"):
-        command = [interpreter_of("robocasa", ""), str(program), what, str(tmp_path / "seen.npz")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    report = json.loads(done.stdout.splitlines()[-1])
+        printed = run_program("reference_program.py", what, tmp_path / "seen.npz")
+    report = json.loads(printed.splitlines()[-1])
     kitchen = report.pop("kitchen")
     assert tuple(kitchen) in ((1, 1), (2, 2), (4, 4), (6, 9), (7, 10))
     assert report == {
@@ -86,8 +64,8 @@ def test_adapter_and_robosuite_agree_bit_by_bit(tmp_path: Path) -> None:
     }
 
 
-def test_snapshots_are_exact_and_not_without_their_parts() -> None:
-    row = benchmark().check_task(interpreter_of("robocasa", ""), "TurnOnMicrowave")
+def test_snapshots_are_exact_and_not_without_their_parts(interpreter: str) -> None:
+    row = benchmark().check_task(interpreter, "TurnOnMicrowave")
     assert row["flipped"]
     assert row["exact"], row
     for part in ("solver warm start", "arm controller's origin", "gripper's current action"):
@@ -149,10 +127,19 @@ def test_an_expert_is_not_pretended(pool: SimPool) -> None:
     pool.release([member])
 
 
+@pytest.fixture(scope="module")
+def quick_pool() -> Iterator[SimPool]:
+    """One host that renders little."""
+    spec = SimSpec(simulator="robocasa", cameras=CAMERAS[-1:], image_size=8, quality="fast")
+    with SimPool(spec, 1) as pool:
+        yield pool
+
+
 @pytest.mark.parametrize("task", sorted(EXPERTS))
-def test_the_expert_solves_a_scene_and_repeats_itself(pool: SimPool, task: str) -> None:
+def test_the_expert_solves_a_scene_and_repeats_itself(quick_pool: SimPool, task: str) -> None:
+    pool = quick_pool
     assert task in pool.info.experts
-    scene = Scene.of_split(f"robocasa/{task}", "train", SOLVED_SCENE.get(task, 0))
+    scene = Scene.of_split(f"robocasa/{task}", "train", 0)
     actions = []
     for _ in range(2):
         (member,) = pool.start([scene])[0]
