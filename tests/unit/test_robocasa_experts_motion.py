@@ -33,8 +33,9 @@ def world(position: np.ndarray, rotation: np.ndarray, **extra: Any) -> Any:
         site_xmat=np.stack([rotation.ravel(), QUARTER_TURN.ravel()]),
         geom_xpos=np.array([[0.0, 0.6, 1.2]]),
         qpos=np.array([0.02, -0.02]),
+        qvel=np.array([-0.1, 0.3]),
     )
-    robot = SimpleNamespace(eef_site_id={"right": 0}, _ref_gripper_joint_pos_indexes={"right": [0, 1]})
+    robot = SimpleNamespace(eef_site_id={"right": 0}, _ref_gripper_joint_pos_indexes={"right": [0, 1]}, _ref_gripper_joint_vel_indexes={"right": [0, 1]})
     model = SimpleNamespace(site_name2id=sites.__getitem__, geom_name2id=geoms.__getitem__)
     return SimpleNamespace(robots=[robot], sim=SimpleNamespace(data=data, model=model), **extra)
 
@@ -61,6 +62,7 @@ def test_the_action_is_in_the_frame_of_the_base() -> None:
     np.testing.assert_allclose(gripper.forward, [0, 1, 0])
     np.testing.assert_allclose(gripper.left, [-1, 0, 0])
     assert gripper.opening == pytest.approx(0.02)
+    assert gripper.finger_speed == pytest.approx(0.2)
     action = gripper.towards(gripper.position + np.array([0.0, 0.01, 0.02]), grip=OPEN)
     np.testing.assert_allclose(action[:6], [0.2, 0, 0.4, 0, 0, 0], atol=1e-6)
     assert action[6] == OPEN

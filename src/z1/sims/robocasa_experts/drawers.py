@@ -34,12 +34,14 @@ REACH_LEAN = 1.25
 """Radians by which the fingers point forward to grasp: nearly level, so that the hand stays clear of the counter."""
 LINED_UP = (0.03, 0.02, 0.2)
 """Metres aside, metres up, radians within which the fingers may advance to the handle."""
-DEPTH = 0.012
+DEPTH = 0.018
 """Metres by which the fingertips reach past the handle."""
 ASTRIDE = (0.03, 0.06, 0.03)
 """Metres along, aside and up within which the handle is between the fingers."""
-HELD = (0.008, 0.030)
-"""Opening between which the fingers, once closing, hold the handle; less: they closed on nothing."""
+HELD = (0.004, 0.034)
+"""Opening between which the fingers, once at rest, hold the handle; less: they closed on nothing."""
+AT_REST = 0.01
+"""Metres per second below which the fingers are at rest."""
 PULL = 0.12
 """Metres before the handle at which the gripper aims when it pulls."""
 
@@ -66,9 +68,9 @@ def open_drawer(env: Any) -> np.ndarray:
     rotation = pointing(_leaning(gripper, REACH_LEAN), outwards)
     deviation = np.array([abs(aside), abs(height), gripper.angle(rotation)])
     astride = bool((np.abs(offset) < ASTRIDE).all())
-    if astride and HELD[0] < gripper.opening < HELD[1]:
+    if astride and HELD[0] < gripper.opening < HELD[1] and gripper.finger_speed < AT_REST:
         goal, grip = np.array([-PULL, 0.0, 0.0]), CLOSE
-    elif astride and along > 0:
+    elif astride and (along > 0 or HELD[0] < gripper.opening < HELD[1]):
         goal, grip = offset, CLOSE
     else:
         goal, grip = np.array([DEPTH if (deviation < LINED_UP).all() else -BEFORE, 0.0, 0.0]), OPEN

@@ -35,6 +35,7 @@ class Gripper:
         base_position: float64 ``[3]``: where the robot stands.
         base_rotation: float64 ``[3, 3]``: its columns are forward, left and up as the robot sees them.
         opening: How far a finger is from the middle.
+        finger_speed: How fast it moves, either way; metres per second.
     """
 
     def __init__(self, env: Any) -> None:
@@ -49,6 +50,7 @@ class Gripper:
         self.base_rotation = np.array(data.site_xmat[base]).reshape(3, 3)
         fingers = robot._ref_gripper_joint_pos_indexes["right"]
         self.opening = float(np.abs(data.qpos[fingers]).mean())
+        self.finger_speed = float(np.abs(data.qvel[robot._ref_gripper_joint_vel_indexes["right"]]).mean())
 
     @property
     def forward(self) -> np.ndarray:
