@@ -30,6 +30,8 @@ LEAN = 0.6
 PUSH = 0.10
 """Metres behind the handle at which the gripper aims when it pushes."""
 
+FARTHEST, NEAREST = 0.65, 0.55
+"""Metres aside of the robot at which a handle is out of reach, and to which it then drives."""
 REACH_LEAN = 1.25
 """Radians by which the fingers point forward to grasp: nearly level, so that the hand stays clear of the counter."""
 LINED_UP = (0.03, 0.02, 0.2)
@@ -64,7 +66,10 @@ def open_drawer(env: Any) -> np.ndarray:
     gripper = Gripper(env)
     handle, offset = _from_handle(env, gripper)
     along, aside, height = offset
-    outwards = gripper.left * np.sign((handle - gripper.base_position) @ gripper.left)
+    side = float((handle - gripper.base_position) @ gripper.left)
+    if abs(side) > FARTHEST:
+        return gripper.drive(left=float(np.sign(side)) * (abs(side) - NEAREST), grip=OPEN)
+    outwards = gripper.left * np.sign(side)
     rotation = pointing(_leaning(gripper, REACH_LEAN), outwards)
     deviation = np.array([abs(aside), abs(height), gripper.angle(rotation)])
     astride = bool((np.abs(offset) < ASTRIDE).all())

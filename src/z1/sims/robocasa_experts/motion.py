@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from z1.sims.robocasa_layout import ARM_POSITION, ARM_ROTATION, GRIPPER, no_op
+from z1.sims.robocasa_layout import ARM_POSITION, ARM_ROTATION, BASE, BASE_MODE, GRIPPER, no_op
 
 POSITION_SCALE = 0.05
 """Metres that the arm's goal moves by at 1 in the action."""
 ROTATION_SCALE = 0.5
 """Radians that the arm's goal turns by at 1 in the action."""
+DRIVE_SCALE = 0.037
+"""Metres that the robot drives in an env step at 1 in the action, once it is under way."""
 OPEN, CLOSE, HOLD = -1.0, 1.0, 0.0
 """The gripper's number in the action."""
 CLOSED_BELOW, OPEN_ABOVE = 0.004, 0.036
@@ -92,6 +94,22 @@ class Gripper:
         if rotation is not None:
             turn = rotation_vector(rotation @ self.rotation.T)
             action[ARM_ROTATION] = limited(to_base @ turn / ROTATION_SCALE, speed)
+        action[GRIPPER] = grip
+        return action
+
+    def drive(self, *, left: float, grip: float = HOLD) -> np.ndarray:
+        """The action that drives the robot sideways; the arm goes along.
+
+        Args:
+            left: Metres to go, negative to the right; at most ``DRIVE_SCALE`` in an env step.
+            grip: ``OPEN``, ``CLOSE`` or ``HOLD``.
+
+        Returns:
+            float32 ``[12]``.
+        """
+        action = no_op()
+        action[BASE.start + 1] = np.clip(left / DRIVE_SCALE, -1.0, 1.0)
+        action[BASE_MODE] = 1.0
         action[GRIPPER] = grip
         return action
 
