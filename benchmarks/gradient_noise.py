@@ -69,10 +69,10 @@ def group_gradients(trainer: Trainer, rollouts: Rollouts, update: UpdateConfig) 
     """float32 ``[n, parameters]``, the gradient of each kept group's summed loss at the weights that acted."""
     model, learner = trainer.policy.model, trainer.learner
     parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
-    action_dim, acting = trainer.policy.processor.action_dim, trainer.config.acting
+    counted, acting = trainer.policy.counted_dims, trainer.config.acting
     rows = []
     for number, (group, weights) in enumerate(zip(rollouts.kept, trainer.weights(rollouts), strict=True)):
-        objective = make_objective(update, acting, trainer.config.rollout, action_dim=action_dim, seeds=Seeds(0))
+        objective = make_objective(update, acting, trainer.config.rollout, counted_dims=counted, seeds=Seeds(0))
         batch = build_training_batch((group,), [weights], rollouts.ticks, acting.chunk_length)
         batch = objective.select(batch) if batch is not None else None
         if batch is None or not len(batch):

@@ -53,7 +53,7 @@ def first_actions(policy: Policy, observations: Observations, acting: ActingConf
         sde_index=None,
         sde_noise=None,
         executed_steps=acting.chunk_length,
-        action_dim=policy.processor.action_dim,
+        counted_dims=policy.counted_dims,
     )
     return policy.env_actions(sample.actions)[:, : acting.chunk_length]
 

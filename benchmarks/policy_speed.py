@@ -196,7 +196,7 @@ class Work:
             sde_index=None,
             sde_noise=None,
             executed_steps=noise.shape[1],
-            action_dim=ACTION_DIM,
+            counted_dims=range(ACTION_DIM),
         ).actions
 
     def act(self, inputs: ModelInput, noise: Tensor, steps: int, speed: SpeedSettings) -> Tensor:
@@ -307,7 +307,7 @@ class Update:
             denoise_steps=GRID,
             noise_level=NOISE_LEVEL,
             executed_mask=self._executed,
-            action_dim=ACTION_DIM,
+            counted_dims=range(ACTION_DIM),
         )
 
     def _joint_log_prob(self) -> Tensor:

@@ -134,7 +134,7 @@ def act(policy: Any, images: np.ndarray, torch: Any) -> np.ndarray:
             sde_index=None,
             sde_noise=None,
             executed_steps=CHUNK_LENGTH,
-            action_dim=4,
+            counted_dims=range(4),
         )
     return policy.env_actions(sample.actions)
 

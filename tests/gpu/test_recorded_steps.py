@@ -50,7 +50,7 @@ def actions(model: Pi05, prefix: PrefixCache, rows: int, key: int = 9) -> Tensor
         sde_index=None,
         sde_noise=None,
         executed_steps=CONFIG.horizon,
-        action_dim=3,
+        counted_dims=range(3),
     )
     return sample.actions
 

@@ -37,7 +37,7 @@ def updated(
     """Masters and diagnostics after an update in bfloat16."""
     policy = toy_policy().to("cuda")
     update = UpdateConfig(**{"learning_rate": 1e-3, "epochs": 2, "target_kl": 1e9, "microbatch": 16, **settings})
-    objective = make_objective(update, ACTING, ROLLOUT, action_dim=2, seeds=Seeds(1))
+    objective = make_objective(update, ACTING, ROLLOUT, counted_dims=range(2), seeds=Seeds(1))
     learner = Learner(policy, objective, update, Seeds(1), precision="auto")
     store = None
     if update.mode == "expert":

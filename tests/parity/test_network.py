@@ -88,7 +88,7 @@ def test_own_sampler_has_the_grid_of_lerobot(
         sde_index=None,
         sde_noise=None,
         executed_steps=6,
-        action_dim=5,
+        counted_dims=range(5),
     )
     assert error(sample.actions, lerobot[f"sample.{steps}.actions"]) < FP32
 

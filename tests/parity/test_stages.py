@@ -152,7 +152,7 @@ def sampled(model: Pi05, prefix: PrefixCache, noise: Tensor, steps: int) -> Tens
         sde_index=None,
         sde_noise=None,
         executed_steps=6,
-        action_dim=5,
+        counted_dims=range(5),
     ).actions
 
 

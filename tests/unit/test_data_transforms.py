@@ -191,3 +191,12 @@ def test_padding() -> None:
 def test_torch_is_not_imported_by_the_module() -> None:
     code = "import sys, z1.data.transforms; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("mode", NORMALIZER_MODES)
+def test_dims_that_a_normalised_value_can_move(mode: str) -> None:
+    stats = compute_stats(np.array([[0.0, -1.0, 3.0], [1e-3, -1.0, 3.0], [2e-3, -1.0, 3.0]]))
+    normalizer = Normalizer(mode, stats, name="action", allow_constant_dims=True)
+    assert normalizer.moving_dims() == (0,)
+    low, high = (normalizer.unnormalize(np.full(3, value)) for value in (-1.0, 1.0))
+    assert np.abs(high - low)[1:].max() < 1e-5 < np.abs(high - low)[0]

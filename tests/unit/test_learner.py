@@ -65,7 +65,7 @@ def learner_of(**settings: Any) -> Learner:
     """A learner on the policy that acted."""
     policy = toy_policy()
     update = UpdateConfig(**{"learning_rate": 1e-3, "epochs": 1, "target_kl": 1e9, **settings})
-    objective = make_objective(update, ACTING, ROLLOUT, action_dim=2, seeds=Seeds(1))
+    objective = make_objective(update, ACTING, ROLLOUT, counted_dims=range(2), seeds=Seeds(1))
     return Learner(policy, objective, update, Seeds(1))
 
 

@@ -223,7 +223,7 @@ def separation(policy: Policy) -> float:
                 sde_index=None,
                 sde_noise=None,
                 executed_steps=4,
-                action_dim=2,
+                counted_dims=range(2),
             )
         actions = policy.env_actions(sample.actions)
         along.append(np.mean([chunk @ side_of(scene) for chunk, scene in zip(actions, scenes, strict=True)]))

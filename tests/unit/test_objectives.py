@@ -85,7 +85,7 @@ def written_out(rollouts: Rollouts) -> TrainingBatch:
 def learner_of(**settings: Any) -> Learner:
     """A learner on the policy that acted."""
     update = UpdateConfig(**{"learning_rate": 1e-3, "epochs": 1, "target_kl": 1e9, "grad_clip": 1e9, **settings})
-    objective = make_objective(update, ACTING, ROLLOUT, action_dim=2, seeds=Seeds(1))
+    objective = make_objective(update, ACTING, ROLLOUT, counted_dims=range(2), seeds=Seeds(1))
     return Learner(toy_policy(), objective, update, Seeds(1))
 
 

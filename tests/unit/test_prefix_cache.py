@@ -326,7 +326,7 @@ def updated(store_of: Callable[[Policy], PrefixStore], **settings: Any) -> tuple
     weights = [advantage_weights_of(group, ROLLOUT).spread(group.segment_lengths) for group in rollouts.kept]
     batch = build_training_batch(rollouts.kept, weights, rollouts.ticks, ACTING.chunk_length)
     update = UpdateConfig(**{"learning_rate": 1e-3, "epochs": 2, "target_kl": 1e9, "microbatch": 7, **settings})
-    objective = make_objective(update, ACTING, ROLLOUT, action_dim=2, seeds=Seeds(1))
+    objective = make_objective(update, ACTING, ROLLOUT, counted_dims=range(2), seeds=Seeds(1))
     stats = Learner(policy, objective, update, Seeds(1)).update(batch, 0)  # type: ignore[arg-type]
     return dict(policy.model.state_dict()), stats, store
 

@@ -35,7 +35,11 @@ def world(position: np.ndarray, rotation: np.ndarray, **extra: Any) -> Any:
         qpos=np.array([0.02, -0.02]),
         qvel=np.array([-0.1, 0.3]),
     )
-    robot = SimpleNamespace(eef_site_id={"right": 0}, _ref_gripper_joint_pos_indexes={"right": [0, 1]}, _ref_gripper_joint_vel_indexes={"right": [0, 1]})
+    robot = SimpleNamespace(
+        eef_site_id={"right": 0},
+        _ref_gripper_joint_pos_indexes={"right": [0, 1]},
+        _ref_gripper_joint_vel_indexes={"right": [0, 1]},
+    )
     model = SimpleNamespace(site_name2id=sites.__getitem__, geom_name2id=geoms.__getitem__)
     return SimpleNamespace(robots=[robot], sim=SimpleNamespace(data=data, model=model), **extra)
 

@@ -29,6 +29,7 @@ def sink(position: np.ndarray, rotation: np.ndarray, *, lever_axis: np.ndarray, 
         site_xpos=np.stack([position, np.zeros(3)]),
         site_xmat=np.stack([rotation.ravel(), np.eye(3).ravel()]),
         qpos=np.zeros(2),
+        qvel=np.zeros(2),
         _data=SimpleNamespace(
             geom_xpos=np.array([[0.7, 0.0, 0.35], [0.6, 0.1, 0.5]]),
             geom_xmat=np.stack([np.eye(3).ravel(), along_spout.ravel()]),
@@ -44,7 +45,11 @@ def sink(position: np.ndarray, rotation: np.ndarray, *, lever_axis: np.ndarray, 
             geom_type=np.array([BOX, CYLINDER]), geom_size=np.array([[0.01, 0.005, 0.03], [0.015, 0.1, 0.0]])
         ),
     )
-    robot = SimpleNamespace(eef_site_id={"right": 0}, _ref_gripper_joint_pos_indexes={"right": [0, 1]})
+    robot = SimpleNamespace(
+        eef_site_id={"right": 0},
+        _ref_gripper_joint_pos_indexes={"right": [0, 1]},
+        _ref_gripper_joint_vel_indexes={"right": [0, 1]},
+    )
     return SimpleNamespace(
         robots=[robot],
         sim=SimpleNamespace(data=data, model=model),

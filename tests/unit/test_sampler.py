@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,7 +47,7 @@ def draw(
         sde_index=index,
         sde_noise=sde_noise,
         executed_steps=C,
-        action_dim=A,
+        counted_dims=range(A),
     )
 
 
@@ -86,7 +87,7 @@ def recompute(
     index: Tensor | None = None,
     level: float = LEVEL,
     executed: Tensor | None = None,
-    action_dim: int = A,
+    counted_dims: Sequence[int] = range(A),
 ) -> Tensor:
     rows = torch.arange(B) if rows is None else rows
     return chunk_log_prob(
@@ -98,7 +99,7 @@ def recompute(
         denoise_steps=K,
         noise_level=level,
         executed_mask=torch.ones(len(rows), C, dtype=torch.bool) if executed is None else executed,
-        action_dim=action_dim,
+        counted_dims=counted_dims,
     )
 
 
@@ -166,8 +167,15 @@ def test_only_executed_steps_and_real_dims_count(case: Case) -> None:
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
         assert ours[6] == 0.0
         assert float((ours - case.sample.log_prob).abs()[1:5].min()) > 0.01
-        wider = recompute(case, action_dim=A + 1)
+        wider = recompute(case, counted_dims=range(A + 1))
         assert float((wider - case.sample.log_prob).abs().min()) > 1e-3
+
+
+def test_dims_that_do_not_count_leave_the_density_of_the_others(case: Case) -> None:
+    with torch.no_grad():
+        each = [recompute(case, counted_dims=(dim,)) for dim in range(A)]
+        torch.testing.assert_close(sum(each), case.sample.log_prob, rtol=0, atol=1e-4)
+        torch.testing.assert_close(recompute(case, counted_dims=(0, A - 1)), each[0] + each[-1], rtol=0, atol=1e-5)
 
 
 def test_log_prob_by_hand(case: Case) -> None:
@@ -349,7 +357,7 @@ def gaussian_samples(steps: int, level: float, noise_factor: float = 1.0) -> Ten
         sde_index=torch.arange(steps).expand(rows, steps),
         sde_noise=sde_noise,
         executed_steps=1,
-        action_dim=1,
+        counted_dims=range(1),
     )
     return sample.actions
 

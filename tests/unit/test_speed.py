@@ -92,7 +92,7 @@ def sample(model: Pi05, prefix: PrefixCache, initial: Tensor) -> SampledChunk:
         sde_index=torch.arange(rows)[:, None] % K,
         sde_noise=noise(rows, key=6)[:, None],
         executed_steps=TINY.horizon,
-        action_dim=3,
+        counted_dims=range(3),
     )
 
 
@@ -173,7 +173,7 @@ def test_log_probs_of_rows_that_share_a_prefix(model: Pi05) -> None:
         denoise_steps=K,
         noise_level=0.5,
         executed_mask=torch.ones(rows, TINY.horizon, dtype=torch.bool),
-        action_dim=3,
+        counted_dims=range(3),
     )
     torch.testing.assert_close(recomputed.detach(), drawn.log_prob, rtol=0, atol=1e-4)
 

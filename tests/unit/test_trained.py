@@ -40,7 +40,7 @@ def optimizer_of(trained: TrainedWeights) -> torch.optim.AdamW:
 
 def learner_of(precision: Precision = "bfloat16", **settings: Any) -> Learner:
     update = UpdateConfig(**{"learning_rate": 1e-3, "epochs": 2, "target_kl": 1e9, **settings})
-    objective = make_objective(update, ACTING, ROLLOUT, action_dim=2, seeds=Seeds(1))
+    objective = make_objective(update, ACTING, ROLLOUT, counted_dims=range(2), seeds=Seeds(1))
     return Learner(toy_policy(), objective, update, Seeds(1), precision=precision)
 
 

@@ -110,6 +110,11 @@ class Normalizer:
         """Width of the vectors."""
         return self.stats.dim
 
+    def moving_dims(self) -> tuple[int, ...]:
+        """Dims whose raw value depends on the normalised one; the others are constants of the statistics."""
+        slope = np.abs(self._map.factor / self._map.gain)
+        return tuple(np.flatnonzero(slope > _EPSILON[self.mode]).tolist())
+
     def normalize(self, values: Vectors) -> Vectors:
         """Raw to normalised.
 

@@ -41,6 +41,9 @@ class Policy:
         model: The network.
         processor: How observations and actions are processed.
         tokenizer: Text to tokens.
+        counted_dims: Action dims that the policy can change. One that never varied in its demonstrations is a constant
+            whatever the network says; like padding, it tells nothing of why an action was good, so that it does not
+            count in the likelihood.
     """
 
     def __init__(self, model: Pi05, processor: ProcessorConfig, tokenizer: Tokenizer) -> None:
@@ -64,6 +67,9 @@ class Policy:
         self.processor = processor
         self.tokenizer = tokenizer
         self._state_normalizer, self._action_normalizer = processor.normalizers()
+        self.counted_dims = self._action_normalizer.moving_dims()
+        if not self.counted_dims:
+            raise ConfigError("processor.action_stats: no action dim varies; the policy could do nothing")
 
     @classmethod
     def create(
@@ -161,7 +167,7 @@ class Policy:
             sde_index=sde_index,
             sde_noise=sde_noise,
             executed_steps=executed_steps,
-            action_dim=self.processor.action_dim,
+            counted_dims=self.counted_dims,
         )
 
     def chunk_log_prob(
@@ -185,7 +191,7 @@ class Policy:
             denoise_steps=denoise_steps,
             noise_level=noise_level,
             executed_mask=executed_mask,
-            action_dim=self.processor.action_dim,
+            counted_dims=self.counted_dims,
         )
 
     def _tokenise(self, observations: Observations) -> tuple[np.ndarray, np.ndarray]:

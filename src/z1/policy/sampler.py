@@ -8,6 +8,7 @@ unchanged weights, on the same rows, equals the recorded one bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +50,7 @@ def sample_chunk(
     sde_index: Tensor | None,
     sde_noise: Tensor | None,
     executed_steps: int,
-    action_dim: int,
+    counted_dims: Sequence[int],
 ) -> SampledChunk:
     """Denoises B chunks.
 
@@ -63,7 +64,7 @@ def sample_chunk(
             (evaluation).
         sde_noise: float32 ``[B, M, H, D]``, standard normal, noise of each of them; goes with ``sde_index``.
         executed_steps: C, env steps of the chunk that will be executed.
-        action_dim: A, real action dims.
+        counted_dims: Model action dims that count; the others cannot move the robot (``Policy.counted_dims``).
 
     Returns:
         The chunks.
@@ -90,7 +91,7 @@ def sample_chunk(
             after = torch.where(here.any(1)[:, None, None], noisy, after)
             x_t = torch.where(here[:, :, None, None], x[:, None], x_t)
             x_next = torch.where(here[:, :, None, None], noisy[:, None], x_next)
-            terms = _step_log_prob(noisy, mean, std, log_std, executed_steps, action_dim)
+            terms = _step_log_prob(noisy, mean, std, log_std, executed_steps, counted_dims)
             step_log_prob = torch.where(here[:, :, None], terms[:, None], step_log_prob)
         x = after
     return SampledChunk(
@@ -113,7 +114,7 @@ def chunk_log_prob(
     denoise_steps: int,
     noise_level: float,
     executed_mask: Tensor,
-    action_dim: int,
+    counted_dims: Sequence[int],
 ) -> Tensor:
     """Log-probs of recorded stochastic steps under the model's present weights; differentiable.
 
@@ -126,7 +127,7 @@ def chunk_log_prob(
         denoise_steps: K, as sampled.
         noise_level: a, as sampled.
         executed_mask: bool ``[B, C]``, env steps that were executed; the others do not count.
-        action_dim: A, real action dims.
+        counted_dims: Model action dims that count; the others cannot move the robot (``Policy.counted_dims``).
 
     Returns:
         float32 ``[B, M]``, nats.
@@ -136,14 +137,15 @@ def chunk_log_prob(
     for before, after, index in zip(x_t.unbind(1), x_next.unbind(1), sde_index.unbind(1), strict=True):
         v = model.modulated_velocity(prefix, before, table[index])
         mean, std, log_std = flow.sde_moments(before, v, index, denoise_steps, noise_level)
-        terms = _step_log_prob(after, mean, std, log_std, executed_mask.shape[1], action_dim)
+        terms = _step_log_prob(after, mean, std, log_std, executed_mask.shape[1], counted_dims)
         log_probs.append(torch.where(executed_mask, terms, 0.0).sum(1))
     return torch.stack(log_probs, dim=1)
 
 
 def _step_log_prob(
-    value: Tensor, mean: Tensor, std: Tensor, log_std: Tensor, executed_steps: int, action_dim: int
+    value: Tensor, mean: Tensor, std: Tensor, log_std: Tensor, executed_steps: int, counted_dims: Sequence[int]
 ) -> Tensor:
-    """Log-density per env step, ``[B, C]``, over the real action dims."""
-    counted = (slice(None), slice(0, executed_steps), slice(0, action_dim))
+    """Log-density per env step, ``[B, C]``, over the action dims that count."""
+    first = tuple(counted_dims) == tuple(range(len(counted_dims)))  # a slice is a view, other dims are gathered
+    counted = (slice(None), slice(0, executed_steps), slice(len(counted_dims)) if first else list(counted_dims))
     return flow.gaussian_log_prob(value[counted], mean[counted], std, log_std).sum(2)

@@ -351,7 +351,7 @@ class Collector:
             sde_index=sde_index,
             sde_noise=sde_noise,
             executed_steps=self._acting.chunk_length,
-            action_dim=policy.processor.action_dim,
+            counted_dims=policy.counted_dims,
         )
         actions = policy.env_actions(sample.actions)
         cost.policy_calls += 1

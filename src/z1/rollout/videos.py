@@ -79,7 +79,7 @@ def _chunk(
         sde_index=None,
         sde_noise=None,
         executed_steps=acting.chunk_length,
-        action_dim=policy.processor.action_dim,
+        counted_dims=policy.counted_dims,
     )
     return policy.env_actions(sample.actions)
 

@@ -7,7 +7,7 @@ the flow on the executed chunks, weighted by their advantages: no likelihood, al
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -106,11 +106,13 @@ class Grpo:
     Source: Z-1 (arXiv 2606.31846); GRPO (arXiv 2402.03300); Flow-SDE likelihood of piRL (arXiv 2510.25889).
     """
 
-    def __init__(self, update: UpdateConfig, acting: ActingConfig, rollout: RolloutConfig, action_dim: int) -> None:
+    def __init__(
+        self, update: UpdateConfig, acting: ActingConfig, rollout: RolloutConfig, counted_dims: Sequence[int]
+    ) -> None:
         self._clip = {"clip_range_low": update.clip_range_low, "clip_range_high": update.clip_range_high}
         self._denoise_steps = acting.denoise_steps
         self._noise_level = rollout.noise_level
-        self._action_dim = action_dim
+        self._counted_dims = counted_dims
         self._count = update.count
         self._behaviour = torch.empty(0)
 
@@ -124,7 +126,7 @@ class Grpo:
             denoise_steps=self._denoise_steps,
             noise_level=self._noise_level,
             executed_mask=rows.executed_mask,
-            action_dim=self._action_dim,
+            counted_dims=self._counted_dims,
         )
 
     def select(self, batch: TrainingBatch) -> TrainingBatch:
@@ -321,9 +323,9 @@ def _pad_mask(executed_mask: Tensor, horizon: int) -> Tensor:
 
 
 def make_objective(
-    update: UpdateConfig, acting: ActingConfig, rollout: RolloutConfig, *, action_dim: int, seeds: Seeds
+    update: UpdateConfig, acting: ActingConfig, rollout: RolloutConfig, *, counted_dims: Sequence[int], seeds: Seeds
 ) -> Objective:
     """The objective that a config names."""
     if update.objective == "grpo":
-        return Grpo(update, acting, rollout, action_dim)
+        return Grpo(update, acting, rollout, counted_dims)
     return FlowRegression(update, seeds)

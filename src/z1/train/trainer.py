@@ -92,7 +92,7 @@ class Trainer:
         self._on_progress = on_progress
         self._env_step_limits = [limit for limit in (config.env_step_budget, probe_env_steps) if limit]
         objective = make_objective(
-            config.update, config.acting, config.rollout, action_dim=policy.processor.action_dim, seeds=self.seeds
+            config.update, config.acting, config.rollout, counted_dims=policy.counted_dims, seeds=self.seeds
         )
         self.learner = Learner(policy, objective, config.update, self.seeds, precision=config.precision)
         self.store = prefix_store(policy, config.update)
