@@ -10,7 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from z1.sims.robocasa_experts import buttons, drawers, sink
+from z1.sims.robocasa_experts import buttons, drawers, sink, stove
 
-EXPERTS: dict[str, Callable[[Any], np.ndarray]] = {**buttons.EXPERTS, **drawers.EXPERTS, **sink.EXPERTS}
+EXPERTS: dict[str, Callable[[Any], np.ndarray]] = {
+    **buttons.EXPERTS,
+    **drawers.EXPERTS,
+    **sink.EXPERTS,
+    **stove.EXPERTS,
+}
 """Functions of the environment, whose derived quantities must be up to date, to the action: float32 ``[12]``."""
