@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from made_up_kitchen import Geom, kitchen
 from z1.sims.robocasa_experts.buttons import EXPERTS
 from z1.sims.robocasa_experts.motion import CLOSE, OPEN, Gripper, limited, pointing, rotation_vector, unit
 from z1.sims.robocasa_layout import EXPERT_NOISE
@@ -25,23 +26,16 @@ def turned(axis: np.ndarray, angle: float) -> np.ndarray:
 
 
 def world(position: np.ndarray, rotation: np.ndarray, **extra: Any) -> Any:
-    """What an expert reads of an environment; the robot stands at the origin and looks along y."""
-    sites = {"grip": 0, "mobilebase0_center": 1}
-    geoms = {"machine_start_button": 0}
-    data = SimpleNamespace(
-        site_xpos=np.stack([position, np.zeros(3)]),
-        site_xmat=np.stack([rotation.ravel(), QUARTER_TURN.ravel()]),
-        geom_xpos=np.array([[0.0, 0.6, 1.2]]),
-        qpos=np.array([0.02, -0.02]),
-        qvel=np.array([-0.1, 0.3]),
+    """A machine with a button; the robot looks along y."""
+    return kitchen(
+        position,
+        rotation,
+        geoms={"machine_start_button": Geom(position=(0.0, 0.6, 1.2))},
+        base=QUARTER_TURN,
+        fingers=(0.02, -0.02),
+        finger_speeds=(-0.1, 0.3),
+        **extra,
     )
-    robot = SimpleNamespace(
-        eef_site_id={"right": 0},
-        _ref_gripper_joint_pos_indexes={"right": [0, 1]},
-        _ref_gripper_joint_vel_indexes={"right": [0, 1]},
-    )
-    model = SimpleNamespace(site_name2id=sites.__getitem__, geom_name2id=geoms.__getitem__)
-    return SimpleNamespace(robots=[robot], sim=SimpleNamespace(data=data, model=model), **extra)
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-9, 0.3, math.pi / 2, 3.0, math.pi])
@@ -77,6 +71,8 @@ def test_the_action_is_in_the_frame_of_the_base() -> None:
     far = gripper.towards(gripper.position + np.array([3.0, 0.0, 4.0]), speed=0.5)
     assert np.linalg.norm(far[:3]) == pytest.approx(0.5)
     np.testing.assert_array_equal(limited(np.array([0.3, 0.4]), 1.0), [0.3, 0.4])
+    drive = gripper.drive(forward=-0.037 / 2, left=3.0, grip=OPEN)
+    np.testing.assert_allclose(drive, [0, 0, 0, 0, 0, 0, OPEN, -0.5, 1, 0, 0, 1], atol=1e-6)  # the base moves
 
 
 def test_pressing_lines_up_then_advances_then_draws_back() -> None:

@@ -9,50 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 
+from made_up_kitchen import CYLINDER, FORWARD, LEFT, RIGHT, UP, Geom, Hinge, kitchen
 from z1.sims.robocasa_experts.motion import pointing, unit
 from z1.sims.robocasa_experts.registry import EXPERTS
 from z1.sims.robocasa_experts.sink import part_of
 
-LEFT, RIGHT = np.array([0.0, 1.0, 0.0]), np.array([0.0, -1.0, 0.0])
-FORWARD, UP = np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.0, 1.0])
-BOX, CYLINDER = 6, 5
-LEVER, SPOUT = 0, 1
-
 
 def sink(position: np.ndarray, rotation: np.ndarray, *, lever_axis: np.ndarray, behavior: str = "left") -> Any:
-    """What the experts read of an environment; the robot stands at the origin and looks along x.
-
-    The lever stands upright, 6 cm long, above its joint; the spout points at the robot, 20 cm long, from its joint.
+    """The robot looks along x. The lever stands upright, 6 cm long, above its joint; the spout points at the robot,
+    20 cm long, from its joint.
     """
-    along_spout = pointing(-FORWARD, UP)
-    data = SimpleNamespace(
-        site_xpos=np.stack([position, np.zeros(3)]),
-        site_xmat=np.stack([rotation.ravel(), np.eye(3).ravel()]),
-        qpos=np.zeros(2),
-        qvel=np.zeros(2),
-        _data=SimpleNamespace(
-            geom_xpos=np.array([[0.7, 0.0, 0.35], [0.6, 0.1, 0.5]]),
-            geom_xmat=np.stack([np.eye(3).ravel(), along_spout.ravel()]),
-            xanchor=np.array([[0.7, 0.0, 0.3], [0.7, 0.1, 0.4]]),
-            xaxis=np.stack([lever_axis, UP]),
-        ),
-    )
-    model = SimpleNamespace(
-        site_name2id={"mobilebase0_center": 1}.__getitem__,
-        geom_name2id={"sink_handle_main": LEVER, "sink_spout_top": SPOUT}.__getitem__,
-        joint_name2id={"sink_handle_joint": LEVER, "sink_spout_joint": SPOUT}.__getitem__,
-        _model=SimpleNamespace(
-            geom_type=np.array([BOX, CYLINDER]), geom_size=np.array([[0.01, 0.005, 0.03], [0.015, 0.1, 0.0]])
-        ),
-    )
-    robot = SimpleNamespace(
-        eef_site_id={"right": 0},
-        _ref_gripper_joint_pos_indexes={"right": [0, 1]},
-        _ref_gripper_joint_vel_indexes={"right": [0, 1]},
-    )
-    return SimpleNamespace(
-        robots=[robot],
-        sim=SimpleNamespace(data=data, model=model),
+    lever = Geom(position=(0.7, 0.0, 0.35), size=(0.01, 0.005, 0.03))
+    spout = Geom(position=(0.6, 0.1, 0.5), rotation=pointing(-FORWARD, UP), size=(0.015, 0.1, 0.0), type=CYLINDER)
+    return kitchen(
+        position,
+        rotation,
+        geoms={"sink_handle_main": lever, "sink_spout_top": spout},
+        hinges={
+            "sink_handle_joint": Hinge(anchor=(0.7, 0.0, 0.3), axis=lever_axis),
+            "sink_spout_joint": Hinge(anchor=(0.7, 0.1, 0.4), axis=UP),
+        },
         sink=SimpleNamespace(naming_prefix="sink_"),
         behavior=behavior,
     )

@@ -97,18 +97,19 @@ class Gripper:
         action[GRIPPER] = grip
         return action
 
-    def drive(self, *, left: float, grip: float = HOLD) -> np.ndarray:
-        """The action that drives the robot sideways; the arm goes along.
+    def drive(self, *, forward: float = 0.0, left: float = 0.0, grip: float = HOLD) -> np.ndarray:
+        """The action that drives the robot; the arm goes along.
 
         Args:
-            left: Metres to go, negative to the right; at most ``DRIVE_SCALE`` in an env step.
+            forward: Metres to go, negative backwards; at most ``DRIVE_SCALE`` in an env step.
+            left: Metres to go, negative to the right; likewise.
             grip: ``OPEN``, ``CLOSE`` or ``HOLD``.
 
         Returns:
             float32 ``[12]``.
         """
         action = no_op()
-        action[BASE.start + 1] = np.clip(left / DRIVE_SCALE, -1.0, 1.0)
+        action[BASE][:2] = np.clip([forward / DRIVE_SCALE, left / DRIVE_SCALE], -1.0, 1.0)
         action[BASE_MODE] = 1.0
         action[GRIPPER] = grip
         return action

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from z1.sims.robocasa_experts import buttons, drawers, sink, stove
+from z1.sims.robocasa_experts import buttons, doors, drawers, sink, stove
 
 EXPERTS: dict[str, Callable[[Any], np.ndarray]] = {
     **buttons.EXPERTS,
+    **doors.EXPERTS,
     **drawers.EXPERTS,
     **sink.EXPERTS,
     **stove.EXPERTS,

@@ -38,12 +38,17 @@ class Approach:
 
 
 TOP = Approach(slant=0.3, depth=0.0, behind=0.035, stand=(0.5, 0.0))
+"""The knob lies on top of the stove: the fingers point down at it."""
 FRONT = Approach(slant=0.5, depth=0.005, behind=0.035, stand=(0.84, 0.0))
+"""It is at the stove's front: closer to the robot, joints of the arm would be at their limits."""
 OUTER, BROAD = 0.8, 0.3
-ROOM = 0.10
-FAR = 0.02
-"""Metres outside of the place where the fingers line up at which they still go there."""
+"""Where the bar is pushed, as a share of the way from its middle to its end; further out where the fingers push forward
+or up, for they are broad that way and would touch it near its middle."""
+ROOM, FAR = 0.10, 0.02
+"""Metres outside of the place beside the bar at which the fingers line up; metres outside of that at which they still
+go there."""
 TOLERANCE = 0.012
+"""Metres off the line into that place that do not matter: the next knob is close."""
 STANDING = 0.06
 """Metres off the place where the robot should stand that do not matter."""
 WHILE_DRIVING = 0.2
