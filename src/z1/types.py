@@ -61,6 +61,7 @@ class SimInfo:
         state_names: One name per proprioceptive state dim (S of them).
         control_hz: Env steps per simulated second.
         quality: How images are rendered, ``fast`` or ``default``.
+        perturbation: How they differ from the simulator's own on purpose; empty: they do not.
         model_per_scene: Whether every scene is a compiled model of its own; else a task's scenes share one.
         experts: Tasks that have a scripted expert, sorted.
         expert_noise: How much of a recording's noise each env action dim takes; empty: all of it in every one.
@@ -82,6 +83,7 @@ class SimInfo:
     state_names: tuple[str, ...]
     control_hz: float
     quality: str = "fast"
+    perturbation: str = ""
     model_per_scene: bool = False
     experts: tuple[str, ...] = ()
     expert_noise: tuple[float, ...] = ()

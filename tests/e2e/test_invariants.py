@@ -202,15 +202,16 @@ def test_an_interrupted_run_can_be_continued(sft_run: Path, tmp_path: Path) -> N
         stderr=subprocess.PIPE,
         env=environment,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         text=True,
     ) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
             if (out / "metrics.jsonl").exists() and len(read_metrics(out / "metrics.jsonl")) >= 2:
                 break
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
-        _, shown = process.communicate(timeout=60)
+        _, shown = process.communicate(timeout=120)
     assert process.returncode == 130
     assert shown.splitlines()[-1] == "interrupted; a run folder can be continued with --resume"
     assert "Traceback" not in shown

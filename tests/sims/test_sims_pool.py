@@ -248,6 +248,28 @@ def test_chosen_cameras_in_the_given_order() -> None:
         np.testing.assert_array_equal(images[:, 1], pool.frames([member], "corner2", 32))
 
 
+def test_perturbed_images_show_the_same_scene_differently(pool: SimPool) -> None:
+    actions = np.random.default_rng(0).uniform(-1, 1, (1, 8, 4)).astype(np.float32)
+    member = pool.start([scene("door-open")])[0][0]
+    pool.step_chunk([member], actions)
+    plain, snapshot = pool.observe([member]), pool.snapshot(member)
+    seen = {}
+    for perturbation in ("camera", "colours"):
+        with SimPool(dataclasses.replace(SPEC, perturbation=perturbation)) as other:
+            assert other.info.perturbation == perturbation
+            twin = other.start([scene("door-open")])[0][0]
+            other.step_chunk([twin], actions)
+            seen[perturbation] = other.observe([twin])
+            assert other.snapshot(twin) == snapshot  # physics is the same to the bit
+    for observed in seen.values():
+        np.testing.assert_array_equal(observed.state, plain.state)
+        assert not np.array_equal(observed.images, plain.images)
+    np.testing.assert_array_equal(seen["colours"].images, plain.images[..., (1, 2, 0)])
+    difference = np.abs(seen["camera"].images.astype(int) - plain.images.astype(int)).mean((0, 2, 3, 4))
+    assert (difference > 5).all()  # every camera has turned
+    pool.release([member])
+
+
 def test_counters_tell_where_the_time_goes(pool: SimPool) -> None:
     members = pool.start([scene("push")], 2)[0]
     before = pool.counters.copy()
@@ -346,6 +368,8 @@ def test_unknown_tasks_and_settings_are_refused(pool: SimPool) -> None:
         SimSpec(simulator="metaword")
     with pytest.raises(UnknownNameError, match="unknown rendering quality 'best'; did you mean 'fast'"):
         SimSpec(simulator="metaworld", quality="best")
+    with pytest.raises(UnknownNameError, match="unknown perturbation 'color'; did you mean 'colours'"):
+        SimSpec(simulator="metaworld", perturbation="color")
     with pytest.raises(ConfigError, match="image_size is 4; it must be between 8 and 2048 pixels"):
         SimSpec(simulator="metaworld", image_size=4)
     with pytest.raises(ConfigError, match="horizon is -1"):

@@ -193,6 +193,25 @@ def test_overrides_are_checked_together_and_the_variants_come_last() -> None:
     assert flat.rollout.noise_level == 1.0
 
 
+def test_a_task_has_settings_of_its_own_between_the_studys_and_the_variants() -> None:
+    own = {"sim.perturbation": "camera", "update.epochs": 3, "rollout.groups": 5}
+    study = study_from_dict(
+        given(
+            set={"update.epochs": 2, "rollout.noise_level": 0.3},
+            tasks=[{**DOOR, "set": own}, {**DOOR, "task": "metaworld/lever-pull"}],
+            variants=[{"name": "v", "set": {"rollout.groups": 6}}],
+        )
+    )
+    config = config_of(study, 0)
+    assert (config.sim.perturbation, config.update.epochs, config.rollout.groups) == ("camera", 3, 6)
+    assert config.rollout.noise_level == 0.3
+    other = run_config(study, study.tasks[1], study.variants[0], 3, policy="p", out="o")
+    assert (other.sim.perturbation, other.update.epochs) == ("", 2)
+    wrong = study_from_dict(given(tasks=[{**DOOR, "set": {"sim.horizon": 3}}]))
+    with pytest.raises(Z1Error, match=r"^set of task metaworld/door-open names 'sim.horizon', which the study sets"):
+        config_of(wrong, 0)
+
+
 def test_what_the_study_sets() -> None:
     study = study_from_dict(given(env_step_budget=6001, validation_episodes=7, recipe="tiny"))
     config = config_of(study, 0)

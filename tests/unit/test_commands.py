@@ -109,8 +109,14 @@ def test_simulators_render_as_the_demonstrations_were_rendered(
     monkeypatch.setattr(base, "SimPool", pool)
     policy = toy_policy()
     policy.processor = replace(policy.processor, quality=remembered)
-    base.open_pool(policy, "metaworld/door-open", SimConfig(quality=asked))
-    assert [spec.quality for spec in specs] == [rendered]
+    base.open_pool(policy, "metaworld/door-open", SimConfig(quality=asked, perturbation="colours"))
+    assert [(spec.quality, spec.perturbation) for spec in specs] == [(rendered, "colours")]
+
+
+def test_results_say_how_images_were_perturbed() -> None:
+    info = ToyPool().info
+    assert "perturbation" not in base.simulator_record(info)
+    assert base.simulator_record(replace(info, perturbation="camera"))["perturbation"] == "camera"
 
 
 def test_short_names_are_unique() -> None:

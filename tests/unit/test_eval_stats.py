@@ -327,3 +327,13 @@ def test_evaluation_table_shows_rates_differences_and_plain_names(capsys):
     assert "average" in shown
     assert "1 invalid episodes left out" in shown
     assert "p = 0.0078" in shown  # 8 gained, 0 lost: 2 / 2^8
+
+
+def test_evaluation_table_says_what_is_not_the_real_thing(capsys):
+    from rich.console import Console
+
+    episodes = [episode(0, seed, seed < 4) for seed in range(10)]
+    protocol = {"stand_ins": "with stand-ins", "perturbation": "camera"}
+    evaluation = {"policies": POLICIES[:1], "summary": summarise(episodes, POLICIES[:1]), "protocol": protocol}
+    Console(width=140).print(evaluation_table(evaluation))
+    assert "with stand-ins; images perturbed: camera; " in " ".join(capsys.readouterr().out.split())

@@ -54,6 +54,7 @@ def run_config(study: Study, task: StudyTask, variant: Variant, seed: int, *, po
     data = config_to_dict(RL_RECIPES[variant.recipe or study.recipe](policy, task.task, out))
     settings = {
         **_checked(study.set, "set"),
+        **_checked(task.set, f"set of task {task.task}"),
         **_checked(variant.set, f"set of variant {variant.name!r}"),
         "seed": seed,
         "iterations": ITERATIONS,

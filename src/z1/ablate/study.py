@@ -40,6 +40,9 @@ class StudyTask:
     """Folder of demonstrations to train on instead of recorded ones, if ``policy`` is empty."""
     sft_steps: int = 0
     """Optimizer steps of SFT on them, if ``policy`` is empty."""
+    set: Mapping[str, Any] = field(default_factory=dict)
+    """Overrides for this task's RL runs and evaluations, not for its demonstrations and SFT, by dotted name, for
+    example ``sim.perturbation``; they come after the study's and before a variant's."""
     sft_group: str = ""
     """Tasks that name the same group share one SFT policy, trained on the demonstrations of all of them for the sum of
     their steps. Empty: the task has one of its own.

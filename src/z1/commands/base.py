@@ -121,6 +121,7 @@ def open_pool(policy: Policy, task: str, sim: SimConfig) -> SimPool:
         horizon=sim.horizon,
         python=sim.python,
         quality=sim.quality or policy.processor.quality,
+        perturbation=sim.perturbation,
     )
     pool = SimPool(spec, sim.hosts, timeout_s=sim.timeout_s)
     try:
@@ -157,6 +158,7 @@ def simulator_record(info: SimInfo) -> dict[str, Any]:
         "cameras": list(info.cameras),
         "image_size": info.image_size,
         "quality": info.quality,
+        **({"perturbation": info.perturbation} if info.perturbation else {}),
         **({"scenes": info.protocol} if info.protocol else {}),
         **({"stand_ins": info.stand_ins} if info.stand_ins else {}),
     }

@@ -55,11 +55,20 @@ class SimConfig:
     quality: Literal["", "fast", "default"] = ""
     """Rendering. Empty: as the policy's demonstrations were rendered, if it was trained on recorded ones, else the
     simulator's usual one."""
+    perturbation: Literal["", "camera", "colours"] = ""
+    """What the policy sees differently from its demonstrations: 'camera' turns every camera by 10 degrees, 'colours'
+    exchanges red, green and blue. Empty: nothing."""
     timeout_s: float = 120.0
     """Seconds without a sign of life after which a simulator process is restarted."""
 
     def __post_init__(self) -> None:
         require(self.quality in ("", "fast", "default"), "sim.quality", self.quality, "'fast', 'default' or empty")
+        require(
+            self.perturbation in ("", "camera", "colours"),
+            "sim.perturbation",
+            self.perturbation,
+            "'camera', 'colours' or empty",
+        )
         require(self.hosts >= 1, "sim.hosts", self.hosts, "at least 1")
         require(self.horizon >= 0, "sim.horizon", self.horizon, "0 or a number of env steps")
         require(self.timeout_s > 0, "sim.timeout_s", self.timeout_s, "a positive number of seconds")

@@ -95,6 +95,8 @@ def read_material(run_folder: Path) -> Material:
     evaluation = _evaluation(run.evaluation_path, notes)
     if evaluation is not None and evaluation["protocol"].get("stand_ins"):
         notes.append(f"Evaluated with stand-ins: {evaluation['protocol']['stand_ins']}.")
+    if evaluation is not None and evaluation["protocol"].get("perturbation"):
+        notes.append(f"Evaluated with perturbed images: {evaluation['protocol']['perturbation']}.")
     return Material(
         name=run_folder.resolve().name,
         kind=str(settings.get("kind", "")),

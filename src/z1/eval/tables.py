@@ -38,8 +38,9 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
         averages = {row["policy"]: row for row in summary["average"]}
         table.add_section()
         table.add_row("average", *_cells(summary, ALL, [averages.get(p) for p in range(len(policies))]))
-    stand_ins = evaluation.get("protocol", {}).get("stand_ins", "")
-    table.caption = "; ".join(filter(None, (stand_ins, _caption(summary))))
+    protocol = evaluation.get("protocol", {})
+    perturbed = f"images perturbed: {protocol['perturbation']}" if protocol.get("perturbation") else ""
+    table.caption = "; ".join(filter(None, (protocol.get("stand_ins", ""), perturbed, _caption(summary))))
     return table
 
 

@@ -22,6 +22,9 @@ SIMULATORS = ("metaworld", "robocasa")
 QUALITIES = ("fast", "default")
 """Rendering: without shadows, reflections and multisampling, or as the simulator's authors set it."""
 
+PERTURBATIONS = ("camera", "colours")
+"""What images can differ in from the simulator's own: cameras turned, or red, green and blue exchanged."""
+
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 2048
 """Range of the height and width of an image, in pixels."""
 
@@ -36,6 +39,7 @@ class AdapterSettings:
         image_size: Height and width of these images in pixels.
         horizon: Env steps of an episode; 0: the simulator's own.
         quality: Of ``QUALITIES``; empty: the simulator's own choice.
+        perturbation: Of ``PERTURBATIONS``; empty: none.
     """
 
     simulator: str
@@ -43,6 +47,7 @@ class AdapterSettings:
     image_size: int
     horizon: int
     quality: str
+    perturbation: str = ""
 
 
 class Diverged(Exception):

@@ -193,6 +193,7 @@ class HostGroup:
             "image_size": self._spec.image_size,
             "horizon": self._spec.horizon,
             "quality": self._spec.quality,
+            "perturbation": self._spec.perturbation,
         }
         try:
             for hello in exchange(links):

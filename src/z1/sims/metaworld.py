@@ -15,6 +15,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -95,8 +96,7 @@ class MetaWorld:
         self._envs = {name.removesuffix("-v3"): cls for name, cls in env_dict.ALL_V3_ENVIRONMENTS.items()}
         self._experts = {name.removesuffix("-v3"): cls for name, cls in policies.ENV_POLICY_MAP.items()}
         self._context = GlContext()
-        self._settings = settings
-        self._quality = settings.quality or "fast"
+        self._settings = settings = replace(settings, quality=settings.quality or "fast")
         self._task_sims: dict[str, MetaWorldTask] = {}
         self.info = SimInfo(
             simulator="metaworld",
@@ -112,7 +112,8 @@ class MetaWorld:
             action_high=(1.0,) * len(ACTION_NAMES),
             state_names=STATE_NAMES,
             control_hz=CONTROL_HZ,
-            quality=self._quality,
+            quality=settings.quality,
+            perturbation=settings.perturbation,
             experts=tuple(sorted(self._experts)),
         )
 
@@ -126,7 +127,7 @@ class MetaWorld:
             if task not in self._envs:
                 raise UnknownNameError("MetaWorld task", task, self._envs)
             self._task_sims[task] = MetaWorldTask(
-                self._mujoco, task, self._envs[task](), self._experts[task](), self._quality, self._settings.image_size
+                self._mujoco, task, self._envs[task](), self._experts[task](), self._settings
             )
         return self._task_sims[task]
 
@@ -165,7 +166,7 @@ class MetaWorldTask:
 
     instruction = ""
 
-    def __init__(self, mujoco: Any, task: str, env: Any, expert: Any, quality: str, image_size: int) -> None:
+    def __init__(self, mujoco: Any, task: str, env: Any, expert: Any, settings: AdapterSettings) -> None:
         from gymnasium.spaces import Space
 
         from z1.sims.rendering import ModelRenderer
@@ -189,7 +190,9 @@ class MetaWorldTask:
         ]
         self._space_type = Space
         self._constants = set(_CONSTANT_ATTRIBUTES)
-        self._renderer = ModelRenderer(self._model, quality, image_size)
+        self._renderer = ModelRenderer(
+            self._model, settings.quality, settings.image_size, perturbation=settings.perturbation
+        )
         env.seed(_PRISTINE_SEED)
         self.observation = env.reset()[0]  # the first reset creates the live views of mjData
         self._pristine = self.capture()

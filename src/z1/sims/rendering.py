@@ -19,6 +19,12 @@ from z1.sims.meshes import coarse_copy
 _PROBE_XML = """<mujoco><worldbody>
 <light pos="0 0 3"/><geom type="plane" size="1 1 .1" rgba="1 0 0 1"/><geom size=".3" pos="0 0 .3" rgba="0 1 0 1"/>
 <camera name="probe" pos="0 -1 1" xyaxes="1 0 0 0 1 1"/></worldbody></mujoco>"""
+CAMERA_TURN = 10.0
+"""Degrees by which the perturbation ``camera`` turns each camera to its left, about its own upright axis."""
+
+_EXCHANGED = (1, 2, 0)
+"""Which channel the perturbation ``colours`` shows as red, as green and as blue."""
+
 _MAX_GEOMS = 10_000
 _HIDDEN_GROUP = 5
 """A geom group that ``mjvOption`` leaves out by default."""
@@ -68,17 +74,24 @@ class GlContext:
 class ModelRenderer:
     """GL objects of one MuJoCo model in the process's GL context."""
 
-    def __init__(self, model: Any, quality: str, size: int, hidden_groups: Sequence[int] = ()) -> None:
+    def __init__(
+        self, model: Any, quality: str, size: int, hidden_groups: Sequence[int] = (), perturbation: str = ""
+    ) -> None:
         """Uploads the model's meshes and textures.
 
         Args:
-            model: ``mujoco.MjModel``; its visual settings are changed for ``quality="fast"``.
+            model: ``mujoco.MjModel``; its visual settings are changed for ``quality="fast"``, and its cameras by a
+                perturbation; neither touches its physics.
             quality: ``fast`` (no shadows, reflections, multisampling; for images up to the usual size also no detail of
                 meshes that would not show) or ``default``.
             size: Height and width of the usual image, in pixels.
             hidden_groups: Geom groups that are not drawn, besides those that MuJoCo leaves out by itself.
+            perturbation: Of ``PERTURBATIONS``; empty: none.
         """
         self._model = model
+        self._channels = _EXCHANGED if perturbation == "colours" else (0, 1, 2)
+        if perturbation == "camera":
+            _turn_cameras(model)
         self._fast = quality == "fast"
         if self._fast:
             model.vis.quality.shadowsize = 0
@@ -141,7 +154,7 @@ class ModelRenderer:
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
         mujoco.mjr_render(view, self._scene, context)
         mujoco.mjr_readPixels(pixels, None, view, context)
-        image[:] = pixels[::-1]
+        image[:] = pixels[::-1, :, self._channels]
 
     def _context(self, size: int) -> Any:
         """The uploaded model for images of a size, with room for them."""
@@ -159,6 +172,16 @@ class ModelRenderer:
         self._usual.free()
         if self._large is not None and self._large is not self._usual:
             self._large.free()
+
+
+def _turn_cameras(model: Any) -> None:
+    """Turns every camera of a model about its own upright axis; ``cam_mat0`` is for those that do not turn with a body."""
+    angle = np.radians(CAMERA_TURN)
+    turn, matrix = np.array([np.cos(angle / 2), 0.0, np.sin(angle / 2), 0.0]), np.zeros(9)
+    mujoco.mju_quat2Mat(matrix, turn)
+    for camera in range(model.ncam):
+        mujoco.mju_mulQuat(model.cam_quat[camera], model.cam_quat[camera].copy(), turn)
+        model.cam_mat0[camera] = (model.cam_mat0[camera].reshape(3, 3) @ matrix.reshape(3, 3)).ravel()
 
 
 def _upload(model: Any) -> Any:

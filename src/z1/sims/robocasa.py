@@ -15,7 +15,7 @@ import logging
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,7 @@ class RoboCasa:
         from z1.sims.rendering import GlContext
 
         self._modules.mujoco.set_mju_user_warning(_print_warning)
-        self._settings = settings
-        self._quality = settings.quality or "default"
+        self._settings = settings = replace(settings, quality=settings.quality or "default")
         assets = Path(self._modules.robocasa.models.assets_root)
         self._context = GlContext()
         self._scenes: dict[str, Any] = {}
@@ -125,7 +124,8 @@ class RoboCasa:
             action_high=(1.0,) * ACTION_DIM,
             state_names=STATE_NAMES,
             control_hz=CONTROL_HZ,
-            quality=self._quality,
+            quality=settings.quality,
+            perturbation=settings.perturbation,
             model_per_scene=True,
             experts=tuple(sorted(EXPERTS)),
             expert_noise=EXPERT_NOISE,
@@ -151,7 +151,7 @@ class RoboCasa:
             if spare is not None:
                 self._spares.remove(spare)
             env = spare[1] if spare is not None else None
-            self._scenes[key] = RoboCasaScene(self._modules, task, seed, env, self._quality, self._settings.image_size)
+            self._scenes[key] = RoboCasaScene(self._modules, task, seed, env, self._settings)
         return self._scenes[key]
 
     def drop(self, key: str) -> None:

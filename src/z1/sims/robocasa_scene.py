@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from z1.errors import SimulatorError
-from z1.sims.adapter import Diverged
+from z1.sims.adapter import AdapterSettings, Diverged
 from z1.sims.rendering import ModelRenderer
 from z1.sims.robocasa_experts.registry import EXPERTS
 from z1.sims.robocasa_layout import CAMERAS, ROBOT, STATE_PARTS, state_of
@@ -98,7 +98,7 @@ class RoboCasaScene:
         observation: float64 ``[0]``: nothing reads one.
     """
 
-    def __init__(self, modules: Any, task: str, seed: int, env: Any, quality: str, image_size: int) -> None:
+    def __init__(self, modules: Any, task: str, seed: int, env: Any, settings: AdapterSettings) -> None:
         """Builds the scene.
 
         Args:
@@ -106,8 +106,7 @@ class RoboCasaScene:
             task: Name of the task.
             seed: Scene seed.
             env: An environment of this task to build in; None: a new one.
-            quality: Of rendering.
-            image_size: Pixels of the usual image.
+            settings: What images look like.
         """
         self.task, self.seed = task, seed
         self.observation = np.zeros(0)
@@ -120,7 +119,9 @@ class RoboCasaScene:
         self._model, self._data = self._env.sim.model._model, self._env.sim.data._data
         self._xml_fingerprint = self._fingerprint()
         self._state = SceneState(self._mujoco, self._env, task, self._xml_fingerprint)
-        self._renderer = ModelRenderer(self._model, quality, image_size, hidden_groups=(_COLLISION_GROUP,))
+        self._renderer = ModelRenderer(
+            self._model, settings.quality, settings.image_size, (_COLLISION_GROUP,), settings.perturbation
+        )
         warning = self._mujoco.mjtWarning
         self._fatal_warnings = [
             kind.value for kind in (warning.mjWARN_BADQPOS, warning.mjWARN_BADQVEL, warning.mjWARN_BADQACC)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from z1.errors import ConfigError, UnknownNameError
-from z1.sims.adapter import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, QUALITIES, SIMULATORS
+from z1.sims.adapter import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, PERTURBATIONS, QUALITIES, SIMULATORS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,8 @@ class SimSpec:
             that share it.
         quality: ``fast`` (no shadows, reflections, multisampling; less mesh detail in small images) or ``default``;
             empty: the simulator's usual one (MetaWorld: fast; RoboCasa: default, the images of public data sets).
+        perturbation: How images differ from the simulator's own: ``camera`` (every camera turned by 10 degrees) or
+            ``colours`` (red, green and blue exchanged); empty: they do not. Physics and states are the same.
     """
 
     simulator: str
@@ -30,12 +32,15 @@ class SimSpec:
     horizon: int = 0
     python: str = ""
     quality: str = ""
+    perturbation: str = ""
 
     def __post_init__(self) -> None:
         if self.simulator not in SIMULATORS:
             raise UnknownNameError("simulator", self.simulator, SIMULATORS)
         if self.quality and self.quality not in QUALITIES:
             raise UnknownNameError("rendering quality", self.quality, QUALITIES)
+        if self.perturbation and self.perturbation not in PERTURBATIONS:
+            raise UnknownNameError("perturbation", self.perturbation, PERTURBATIONS)
         if not MIN_IMAGE_SIZE <= self.image_size <= MAX_IMAGE_SIZE:
             raise ConfigError(
                 f"image_size is {self.image_size}; it must be between {MIN_IMAGE_SIZE} and {MAX_IMAGE_SIZE} pixels"
