@@ -175,7 +175,7 @@ class ModelRenderer:
 
 
 def _turn_cameras(model: Any) -> None:
-    """Turns every camera of a model about its own upright axis; ``cam_mat0`` is for those that do not turn with a body."""
+    """Turns every camera of a model about its own upright axis (``cam_mat0``: those that do not turn with a body)."""
     angle = np.radians(CAMERA_TURN)
     turn, matrix = np.array([np.cos(angle / 2), 0.0, np.sin(angle / 2), 0.0]), np.zeros(9)
     mujoco.mju_quat2Mat(matrix, turn)
