@@ -1,8 +1,7 @@
 """``z1 demo``: the whole loop on real MetaWorld simulation with a tiny policy, on two CPU cores, in minutes.
 
 Demonstrations, SFT, RL, evaluation of both policies on the same unseen scenes, report. Every stage is the ordinary
-command
-with a recipe; an interrupted demo continues where it was with ``--resume``.
+command with a recipe; an interrupted demo continues where it was with ``--resume``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Every random stream of a run, addressed by the run seed and a readable path.
 
-``Seeds(7).rng("iteration", 3, "scene", 12, "member", 2, "noise")`` is the same stream in any process and in any order
-of
+``Seeds(7).rng("iteration", 3, "scene", 12, "member", 2, "noise")`` is the same stream in any process, in any order of
 asking. Nothing in z1 draws from a global generator.
 """
 
