@@ -254,19 +254,24 @@ def test_perturbed_images_show_the_same_scene_differently(pool: SimPool) -> None
     pool.step_chunk([member], actions)
     plain, snapshot = pool.observe([member]), pool.snapshot(member)
     seen = {}
-    for perturbation in ("camera", "colours"):
-        with SimPool(dataclasses.replace(SPEC, perturbation=perturbation)) as other:
-            assert other.info.perturbation == perturbation
+    for perturbation, strength in (("camera", 0.3), ("camera", 1.0), ("colours", 0.5), ("colours", 1.0)):
+        changes = {"perturbation": perturbation, "perturbation_strength": strength}
+        with SimPool(dataclasses.replace(SPEC, **changes)) as other:
+            assert other.info.perturbation == f"{perturbation}, strength {strength:g}"
             twin = other.start([scene("door-open")])[0][0]
             other.step_chunk([twin], actions)
-            seen[perturbation] = other.observe([twin])
+            seen[perturbation, strength] = other.observe([twin])
             assert other.snapshot(twin) == snapshot  # physics is the same to the bit
     for observed in seen.values():
         np.testing.assert_array_equal(observed.state, plain.state)
         assert not np.array_equal(observed.images, plain.images)
-    np.testing.assert_array_equal(seen["colours"].images, plain.images[..., (1, 2, 0)])
-    difference = np.abs(seen["camera"].images.astype(int) - plain.images.astype(int)).mean((0, 2, 3, 4))
-    assert (difference > 5).all()  # every camera has turned
+    images, exchanged = plain.images.astype(float), plain.images[..., (1, 2, 0)].astype(float)
+    np.testing.assert_array_equal(seen["colours", 1.0].images, exchanged)
+    np.testing.assert_array_equal(seen["colours", 0.5].images, np.rint((images + exchanged) / 2))
+    little, much = (np.abs(seen["camera", by].images - images).mean((0, 2, 3, 4)) for by in (0.3, 1.0))
+    assert (much > 5).all()  # every camera has turned
+    assert (little > 1).all()
+    assert (little < much).all()
     pool.release([member])
 
 
@@ -370,6 +375,8 @@ def test_unknown_tasks_and_settings_are_refused(pool: SimPool) -> None:
         SimSpec(simulator="metaworld", quality="best")
     with pytest.raises(UnknownNameError, match="unknown perturbation 'color'; did you mean 'colours'"):
         SimSpec(simulator="metaworld", perturbation="color")
+    with pytest.raises(ConfigError, match="perturbation_strength is 2; of colours it must be above 0, at most 1"):
+        SimSpec(simulator="metaworld", perturbation="colours", perturbation_strength=2)
     with pytest.raises(ConfigError, match="image_size is 4; it must be between 8 and 2048 pixels"):
         SimSpec(simulator="metaworld", image_size=4)
     with pytest.raises(ConfigError, match="horizon is -1"):

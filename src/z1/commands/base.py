@@ -122,6 +122,7 @@ def open_pool(policy: Policy, task: str, sim: SimConfig) -> SimPool:
         python=sim.python,
         quality=sim.quality or policy.processor.quality,
         perturbation=sim.perturbation,
+        perturbation_strength=sim.perturbation_strength,
     )
     pool = SimPool(spec, sim.hosts, timeout_s=sim.timeout_s)
     try:

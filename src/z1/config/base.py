@@ -56,8 +56,10 @@ class SimConfig:
     """Rendering. Empty: as the policy's demonstrations were rendered, if it was trained on recorded ones, else the
     simulator's usual one."""
     perturbation: Literal["", "camera", "colours"] = ""
-    """What the policy sees differently from its demonstrations: 'camera' turns every camera by 10 degrees, 'colours'
-    exchanges red, green and blue. Empty: nothing."""
+    """What the policy sees differently from its demonstrations: 'camera' turns every camera, 'colours' exchanges red,
+    green and blue. Empty: nothing."""
+    perturbation_strength: float = 1.0
+    """How much of it: cameras are turned by 10 degrees times this; this share of the exchanged colours is mixed in."""
     timeout_s: float = 120.0
     """Seconds without a sign of life after which a simulator process is restarted."""
 
@@ -69,6 +71,11 @@ class SimConfig:
             self.perturbation,
             "'camera', 'colours' or empty",
         )
+        if not self.perturbation and self.perturbation_strength != 1.0:
+            raise ConfigError(
+                f"sim.perturbation_strength is {self.perturbation_strength:g}, but there is no perturbation; "
+                "choose one with sim.perturbation or leave it out"
+            )
         require(self.hosts >= 1, "sim.hosts", self.hosts, "at least 1")
         require(self.horizon >= 0, "sim.horizon", self.horizon, "0 or a number of env steps")
         require(self.timeout_s > 0, "sim.timeout_s", self.timeout_s, "a positive number of seconds")

@@ -40,6 +40,7 @@ class AdapterSettings:
         horizon: Env steps of an episode; 0: the simulator's own.
         quality: Of ``QUALITIES``; empty: the simulator's own choice.
         perturbation: Of ``PERTURBATIONS``; empty: none.
+        perturbation_strength: How much of it.
     """
 
     simulator: str
@@ -48,6 +49,12 @@ class AdapterSettings:
     horizon: int
     quality: str
     perturbation: str = ""
+    perturbation_strength: float = 1.0
+
+    @property
+    def perturbation_text(self) -> str:
+        """What results say about the perturbation; empty: none."""
+        return f"{self.perturbation}, strength {self.perturbation_strength:g}" if self.perturbation else ""
 
 
 class Diverged(Exception):

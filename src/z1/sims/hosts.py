@@ -194,6 +194,7 @@ class HostGroup:
             "horizon": self._spec.horizon,
             "quality": self._spec.quality,
             "perturbation": self._spec.perturbation,
+            "perturbation_strength": self._spec.perturbation_strength,
         }
         try:
             for hello in exchange(links):

@@ -113,7 +113,7 @@ class MetaWorld:
             state_names=STATE_NAMES,
             control_hz=CONTROL_HZ,
             quality=settings.quality,
-            perturbation=settings.perturbation,
+            perturbation=settings.perturbation_text,
             experts=tuple(sorted(self._experts)),
         )
 
@@ -190,9 +190,7 @@ class MetaWorldTask:
         ]
         self._space_type = Space
         self._constants = set(_CONSTANT_ATTRIBUTES)
-        self._renderer = ModelRenderer(
-            self._model, settings.quality, settings.image_size, perturbation=settings.perturbation
-        )
+        self._renderer = ModelRenderer(self._model, settings)
         env.seed(_PRISTINE_SEED)
         self.observation = env.reset()[0]  # the first reset creates the live views of mjData
         self._pristine = self.capture()

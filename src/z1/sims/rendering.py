@@ -14,16 +14,19 @@ import numpy as np
 from mujoco import gl_context
 
 from z1.errors import RenderError
+from z1.sims.adapter import AdapterSettings
 from z1.sims.meshes import coarse_copy
 
 _PROBE_XML = """<mujoco><worldbody>
 <light pos="0 0 3"/><geom type="plane" size="1 1 .1" rgba="1 0 0 1"/><geom size=".3" pos="0 0 .3" rgba="0 1 0 1"/>
 <camera name="probe" pos="0 -1 1" xyaxes="1 0 0 0 1 1"/></worldbody></mujoco>"""
+_PROBE = AdapterSettings(simulator="", cameras=(), image_size=32, horizon=0, quality="default")
+
 CAMERA_TURN = 10.0
-"""Degrees by which the perturbation ``camera`` turns each camera to its left, about its own upright axis."""
+"""Degrees by which the perturbation ``camera`` turns each camera to its left at strength 1, about its own upright axis."""
 
 _EXCHANGED = (1, 2, 0)
-"""Which channel the perturbation ``colours`` shows as red, as green and as blue."""
+"""Which channel the perturbation ``colours`` shows as red, as green and as blue, at strength 1."""
 
 _MAX_GEOMS = 10_000
 _HIDDEN_GROUP = 5
@@ -54,7 +57,7 @@ class GlContext:
             data = mujoco.MjData(model)
             mujoco.mj_forward(model, data)
             image = np.zeros((32, 32, 3), np.uint8)
-            probe = ModelRenderer(model, "default", 32)
+            probe = ModelRenderer(model, _PROBE)
             probe.render(data, "probe", image)
             probe.close()
             from OpenGL import GL  # type: ignore[import-untyped]
@@ -74,25 +77,22 @@ class GlContext:
 class ModelRenderer:
     """GL objects of one MuJoCo model in the process's GL context."""
 
-    def __init__(
-        self, model: Any, quality: str, size: int, hidden_groups: Sequence[int] = (), perturbation: str = ""
-    ) -> None:
+    def __init__(self, model: Any, settings: AdapterSettings, hidden_groups: Sequence[int] = ()) -> None:
         """Uploads the model's meshes and textures.
 
         Args:
             model: ``mujoco.MjModel``; its visual settings are changed for ``quality="fast"``, and its cameras by a
                 perturbation; neither touches its physics.
-            quality: ``fast`` (no shadows, reflections, multisampling; for images up to the usual size also no detail of
-                meshes that would not show) or ``default``.
-            size: Height and width of the usual image, in pixels.
+            settings: How images look: at quality ``fast`` no shadows, reflections, multisampling, and for images up to
+                the usual size also no detail of meshes that would not show; and a perturbation.
             hidden_groups: Geom groups that are not drawn, besides those that MuJoCo leaves out by itself.
-            perturbation: Of ``PERTURBATIONS``; empty: none.
         """
         self._model = model
-        self._channels = _EXCHANGED if perturbation == "colours" else (0, 1, 2)
-        if perturbation == "camera":
-            _turn_cameras(model)
-        self._fast = quality == "fast"
+        size, strength = settings.image_size, settings.perturbation_strength
+        self._exchange = strength if settings.perturbation == "colours" else 0.0
+        if settings.perturbation == "camera":
+            _turn_cameras(model, CAMERA_TURN * strength)
+        self._fast = settings.quality == "fast"
         if self._fast:
             model.vis.quality.shadowsize = 0
             model.vis.quality.offsamples = 0
@@ -154,7 +154,9 @@ class ModelRenderer:
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
         mujoco.mjr_render(view, self._scene, context)
         mujoco.mjr_readPixels(pixels, None, view, context)
-        image[:] = pixels[::-1, :, self._channels]
+        image[:] = pixels[::-1]
+        if self._exchange:
+            image[:] = np.rint((1 - self._exchange) * image + self._exchange * image[..., _EXCHANGED])
 
     def _context(self, size: int) -> Any:
         """The uploaded model for images of a size, with room for them."""
@@ -174,9 +176,9 @@ class ModelRenderer:
             self._large.free()
 
 
-def _turn_cameras(model: Any) -> None:
+def _turn_cameras(model: Any, degrees: float) -> None:
     """Turns every camera of a model about its own upright axis (``cam_mat0``: those that do not turn with a body)."""
-    angle = np.radians(CAMERA_TURN)
+    angle = np.radians(degrees)
     turn, matrix = np.array([np.cos(angle / 2), 0.0, np.sin(angle / 2), 0.0]), np.zeros(9)
     mujoco.mju_quat2Mat(matrix, turn)
     for camera in range(model.ncam):

@@ -125,7 +125,7 @@ class RoboCasa:
             state_names=STATE_NAMES,
             control_hz=CONTROL_HZ,
             quality=settings.quality,
-            perturbation=settings.perturbation,
+            perturbation=settings.perturbation_text,
             model_per_scene=True,
             experts=tuple(sorted(EXPERTS)),
             expert_noise=EXPERT_NOISE,

@@ -119,9 +119,7 @@ class RoboCasaScene:
         self._model, self._data = self._env.sim.model._model, self._env.sim.data._data
         self._xml_fingerprint = self._fingerprint()
         self._state = SceneState(self._mujoco, self._env, task, self._xml_fingerprint)
-        self._renderer = ModelRenderer(
-            self._model, settings.quality, settings.image_size, (_COLLISION_GROUP,), settings.perturbation
-        )
+        self._renderer = ModelRenderer(self._model, settings, (_COLLISION_GROUP,))
         warning = self._mujoco.mjtWarning
         self._fatal_warnings = [
             kind.value for kind in (warning.mjWARN_BADQPOS, warning.mjWARN_BADQVEL, warning.mjWARN_BADQACC)

@@ -22,8 +22,10 @@ class SimSpec:
             that share it.
         quality: ``fast`` (no shadows, reflections, multisampling; less mesh detail in small images) or ``default``;
             empty: the simulator's usual one (MetaWorld: fast; RoboCasa: default, the images of public data sets).
-        perturbation: How images differ from the simulator's own: ``camera`` (every camera turned by 10 degrees) or
-            ``colours`` (red, green and blue exchanged); empty: they do not. Physics and states are the same.
+        perturbation: How images differ from the simulator's own: ``camera`` (every camera turned) or ``colours``
+            (red, green and blue exchanged); empty: they do not. Physics and states are the same.
+        perturbation_strength: How much: cameras are turned by 10 degrees times this; of the exchanged colours this
+            share is mixed into the true ones.
     """
 
     simulator: str
@@ -33,6 +35,7 @@ class SimSpec:
     python: str = ""
     quality: str = ""
     perturbation: str = ""
+    perturbation_strength: float = 1.0
 
     def __post_init__(self) -> None:
         if self.simulator not in SIMULATORS:
@@ -41,6 +44,10 @@ class SimSpec:
             raise UnknownNameError("rendering quality", self.quality, QUALITIES)
         if self.perturbation and self.perturbation not in PERTURBATIONS:
             raise UnknownNameError("perturbation", self.perturbation, PERTURBATIONS)
+        if self.perturbation == "colours" and not 0 < self.perturbation_strength <= 1:
+            raise ConfigError(
+                f"perturbation_strength is {self.perturbation_strength:g}; of colours it must be above 0, at most 1"
+            )
         if not MIN_IMAGE_SIZE <= self.image_size <= MAX_IMAGE_SIZE:
             raise ConfigError(
                 f"image_size is {self.image_size}; it must be between {MIN_IMAGE_SIZE} and {MAX_IMAGE_SIZE} pixels"
