@@ -134,6 +134,8 @@ RUNS = {name: replace(CONFIG, update=update) for name, update in UPDATES.items()
     "bfloat16, frozen VLM": replace(CONFIG, update=UPDATES["awfm"], precision="bfloat16"),
     "replayed scenes": replace(CONFIG, rollout=replace(CONFIG.rollout, groups=3, replay=0.9)),
     "shortened steps": replace(CONFIG, update=replace(UPDATES["grpo"], target_kl=1e-4, shorten_last_step=True)),
+    "averaged": replace(CONFIG, update=replace(UPDATES["grpo"], ema_decay=0.6)),
+    "averaged, bfloat16": replace(CONFIG, update=replace(UPDATES["grpo-joint"], ema_decay=0.6), precision="bfloat16"),
     "critic": replace(CONFIG, update=UPDATES["grpo"], rollout=replace(CONFIG.rollout, advantage="critic")),
     "tree, critic, joint": replace(
         TREES, update=UPDATES["grpo-joint"], rollout=replace(TREES.rollout, advantage="critic", critic_decay=0.5)
@@ -476,6 +478,50 @@ def test_the_best_validated_policy_is_the_result(tmp_path: Path, monkeypatch: py
     )
     assert result == best != last
     assert json.loads((tmp_path / LAST / "state.json").read_text())["best_step"] == 1
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_averaged_weights_are_validated_and_saved_and_change_nothing_else(
+    validated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights: list[dict[str, torch.Tensor]] = []
+    seen: list[dict[str, torch.Tensor]] = []
+    update, evaluate = Trainer.update, Trainer._evaluate
+
+    def keep(trainer: Trainer) -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in trainer.learner.trained.by_name.items()}
+
+    def spied_update(self: Trainer, *arguments: Any) -> Any:
+        stats = update(self, *arguments)
+        weights.append(keep(self))
+        return stats
+
+    def spied_evaluate(self: Trainer, iteration: int) -> Any:
+        seen.append(keep(self))
+        return evaluate(self, iteration)
+
+    plain = replace(CONFIG, iterations=3, validation=ValidationConfig(every=int(validated), episodes=4))
+    rl(tmp_path / "plain", plain)
+    monkeypatch.setattr(Trainer, "update", spied_update)
+    monkeypatch.setattr(Trainer, "_evaluate", spied_evaluate)
+    rl(tmp_path / "run", replace(plain, update=replace(plain.update, ema_decay=0.6)))
+    trained, same = (
+        [{key: x for key, x in record.items() if not key.startswith("eval/")} for record in records_of(tmp_path / name)]
+        for name in ("plain", "run")
+    )
+    assert trained == same
+    last, result = (load_file(tmp_path / name / "policy" / "model.safetensors") for name in (f"plain/{LAST}", "run"))
+    assert all(torch.equal(last[name], tensor) for name, tensor in weights[-1].items()), "training has its own weights"
+    average = {name: p.detach() for name, p in toy_policy().model.named_parameters() if name in weights[0]}
+    expected = [average := {name: torch.lerp(a, now[name], 0.4) for name, a in average.items()} for now in weights]
+    if validated:
+        for shown, wanted in zip(seen[1:], expected, strict=True):
+            for name, tensor in wanted.items():
+                torch.testing.assert_close(shown[name], tensor)
+    else:
+        for name, tensor in expected[-1].items():
+            torch.testing.assert_close(result[name], tensor)
+        assert any(not torch.equal(result[name], tensor) for name, tensor in weights[-1].items())
 
 
 def test_evaluation_scenes_and_training_scenes_are_disjoint(tmp_path: Path) -> None:

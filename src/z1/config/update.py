@@ -42,6 +42,10 @@ class UpdateConfig:
     """AdamW weight decay."""
     warmup_iterations: int = 0
     """Iterations over which the learning rate rises linearly."""
+    ema_decay: float = 0.0
+    """Decay per iteration of an exponential moving average of the weights that train, which is then what is validated
+    and saved; rollouts and updates go on with the weights themselves. 0: none.
+    """
     epochs: int = 4
     """Update epochs: passes over an iteration's chunks."""
     minibatch: int = 0
@@ -101,6 +105,7 @@ class UpdateConfig:
                 )
         require(self.weight_decay >= 0, "update.weight_decay", self.weight_decay, "at least 0")
         require(self.warmup_iterations >= 0, "update.warmup_iterations", self.warmup_iterations, "at least 0")
+        require(0 <= self.ema_decay < 1, "update.ema_decay", self.ema_decay, "in [0, 1)")
         require(self.epochs >= 1, "update.epochs", self.epochs, "at least 1")
         require(self.minibatch >= 0, "update.minibatch", self.minibatch, "at least 0")
         require(self.microbatch >= 1, "update.microbatch", self.microbatch, "at least 1")

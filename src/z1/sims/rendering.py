@@ -23,7 +23,7 @@ _PROBE_XML = """<mujoco><worldbody>
 _PROBE = AdapterSettings(simulator="", cameras=(), image_size=32, horizon=0, quality="default")
 
 CAMERA_TURN = 10.0
-"""Degrees by which the perturbation ``camera`` turns each camera to its left at strength 1, about its own upright axis."""
+"""Degrees by which the perturbation ``camera`` turns each camera to its left, about its upright axis, at strength 1."""
 
 _EXCHANGED = (1, 2, 0)
 """Which channel the perturbation ``colours`` shows as red, as green and as blue, at strength 1."""

@@ -20,10 +20,11 @@ from z1.algo.loss import flow_matching_error
 from z1.config import SftConfig
 from z1.data.lerobot import LeRobotDataset
 from z1.data.mixture import Mixture
-from z1.errors import CheckpointError, ConfigError
+from z1.errors import ConfigError
 from z1.policy import flow
 from z1.policy.policy import Policy
 from z1.seeding import Seeds
+from z1.train.average import WeightAverage
 from z1.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from z1.train.metrics import MetricsWriter, completed, read_metrics
 from z1.train.trained import TrainedWeights, adapters_of
@@ -108,7 +109,7 @@ class SftTrainer:
         self._peak_rates = [group["lr"] for group in groups]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=config.weight_decay)
         self._parameters = [p for group in groups for p in group["params"]]
-        self._average = {n: p.detach().clone() for n, p in self.trained.by_name.items()} if config.ema_decay else {}
+        self._average = WeightAverage(self.trained, config.ema_decay)
         self.state = TrainingState(step=0, best=None, best_step=-1, totals={})
 
     def run(self) -> TrainingState:
@@ -147,15 +148,11 @@ class SftTrainer:
         if not path.exists() and not self._has_validated():
             return
         self.state, extra = load_checkpoint(path, self.policy, self.trained, self.optimizer)
-        if self._average:
-            try:
-                self._average = {name: extra[name].to(old.device) for name, old in self._average.items()}
-            except KeyError as error:
-                raise CheckpointError(f"{path} has no averaged weights of {error}; use an older checkpoint") from None
+        self._average.load_state(extra, path)
 
     def finish(self) -> Path:
         """Saves the final weights (averaged ones when ``ema_decay`` is set) as ``policy/`` of the run folder."""
-        with self._averaged_weights():
+        with self._average.shown():
             self.policy.save(self.folder / "policy", replace=True, tensors=self.trained.tensors())
         return self.folder / "policy"
 
@@ -232,8 +229,7 @@ class SftTrainer:
         self.optimizer.step()
         self.trained.publish()
         self.optimizer.zero_grad(set_to_none=True)
-        for name, average in self._average.items():
-            average.lerp_(self.trained.by_name[name].detach(), 1.0 - self.config.ema_decay)
+        self._average.follow()
         return value, norm_value
 
     def _pass(self, observations: Observations, index: np.ndarray, rng: np.random.Generator) -> float:
@@ -260,7 +256,7 @@ class SftTrainer:
 
     def _validate_and_save(self) -> dict[str, float]:
         record: dict[str, float] = {}
-        with self._averaged_weights():
+        with self._average.shown():
             losses = self._validation_losses()
             if losses:
                 loss = sum(losses.values()) / len(losses)
@@ -270,8 +266,9 @@ class SftTrainer:
                 if self.state.best is None or loss < self.state.best:
                     self.state.best, self.state.best_step = loss, self.state.step
                     save_checkpoint(self.folder / BEST, self.policy, self.trained, self.optimizer, self.state)
+        averages = self._average.state()
         save_checkpoint(
-            self.folder / LAST, self.policy, self.trained, self.optimizer, self.state, extra_tensors=self._average
+            self.folder / LAST, self.policy, self.trained, self.optimizer, self.state, extra_tensors=averages
         )
         return record
 
@@ -287,35 +284,10 @@ class SftTrainer:
         losses = [self._pass(self._frames.observations(p), p, rng) * len(p) for p in parts]
         return sum(losses) / len(index)
 
-    def _averaged_weights(self) -> _Swapped:
-        return _Swapped(self.trained, self._average)
-
 
 def _address(number: int) -> tuple[str | int, ...]:
     """Where a data set's random draws branch off; the first one draws what it would draw alone."""
     return ("data set", number) if number else ()
-
-
-class _Swapped:
-    """Holds averaged weights in the model while the block runs; does nothing without averages."""
-
-    def __init__(self, trained: TrainedWeights, average: dict[str, torch.Tensor]) -> None:
-        self._trained, self._average = trained, average
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for name, average in self._average.items():
-            parameter = self._trained.by_name[name]
-            kept = parameter.detach().clone()
-            parameter.copy_(average)
-            average.copy_(kept)
-        self._trained.publish()
-
-    def __enter__(self) -> None:
-        self._swap()
-
-    def __exit__(self, *error: object) -> None:
-        self._swap()
 
 
 def shift_images(observations: Observations, limit: int, rng: np.random.Generator) -> Observations:

@@ -28,6 +28,7 @@ from z1.rollout.scenes import SceneSource
 from z1.rollout.tree import ChunkWeights, SegmentWeights
 from z1.seeding import Seeds
 from z1.sims.pool import SimPool
+from z1.train.average import WeightAverage
 from z1.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from z1.train.critic import Critic, explained_variance
 from z1.train.learner import Learner, UpdateStats
@@ -95,6 +96,7 @@ class Trainer:
             config.update, config.acting, config.rollout, counted_dims=policy.counted_dims, seeds=self.seeds
         )
         self.learner = Learner(policy, objective, config.update, self.seeds, precision=config.precision)
+        self.average = WeightAverage(self.learner.trained, config.update.ema_decay)
         self.store = prefix_store(policy, config.update)
         self._filter = GroupFilter(low=config.rollout.filter_low, high=config.rollout.filter_high)
         chunks = -(-pool.horizon_of(config.task) // config.acting.chunk_length)
@@ -159,6 +161,7 @@ class Trainer:
             CheckpointError: It is missing or damaged.
         """
         self.state, extra = load_checkpoint(checkpoint, self.policy, self.learner.trained, self.learner.optimizer)
+        self.average.load_state(_unprefixed(extra, "average"), checkpoint)
         kept = _unprefixed(extra, "objective")
         if self.store is not None:
             self.store.load_state(_unprefixed(extra, "store"))
@@ -255,7 +258,9 @@ class Trainer:
         if batch is None:
             return None
         self._on_progress(Progress(phase="update", iteration=iteration, detail=f"{len(batch)} chunks"))
-        return self.learner.update(batch, iteration)
+        stats = self.learner.update(batch, iteration)
+        self.average.follow()
+        return stats
 
     def _keep_prefixes(self, batch: TrainingBatch | None) -> dict[str, float]:
         """Gives up the stored VLM prefixes of all but a batch and what the objective remembers.
@@ -274,7 +279,13 @@ class Trainer:
         }
 
     def validate(self, iteration: int) -> dict[str, float | str]:
-        """Evaluates on the validation scenes, and keeps the policy when it is the best so far."""
+        """Evaluates on the validation scenes, and keeps the policy when it is the best so far: the averaged one, if
+        weights are averaged.
+        """
+        with self.average.shown():
+            return self._validate(iteration)
+
+    def _validate(self, iteration: int) -> dict[str, float | str]:
         began = time.perf_counter()
         everything = self._evaluate(iteration)
         results = [r for r in everything if not r.invalid]
@@ -296,10 +307,13 @@ class Trainer:
 
     def finish(self) -> Path:
         """Puts the best policy (the last one when nothing was validated) into ``policy/`` of the run folder."""
-        source = self.folder / (BEST if (self.folder / BEST).exists() else LAST) / "policy"
         target = self.folder / "policy"
-        with atomic_folder(target, replace=True) as temporary:
-            shutil.copytree(source, temporary, dirs_exist_ok=True)
+        if (self.folder / BEST).exists():
+            with atomic_folder(target, replace=True) as temporary:
+                shutil.copytree(self.folder / BEST / "policy", temporary, dirs_exist_ok=True)
+        else:
+            with self.average.shown():
+                self.policy.save(target, replace=True, tensors=self.learner.trained.tensors())
         return target
 
     def _finished(self) -> bool:
@@ -354,6 +368,7 @@ class Trainer:
         """State beyond weights and optimizer that an exact resume needs."""
         arrays = {f"{name}.{key}": array for name, part in self._parts().items() for key, array in part.state().items()}
         objective = {f"objective.{name}": t for name, t in self.learner.objective.state().items()}
+        objective |= {f"average.{name}": t for name, t in self.average.state().items()}
         return objective | self._stored() | {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _stored(self) -> dict[str, Tensor]:
