@@ -136,6 +136,9 @@ RUNS = {name: replace(CONFIG, update=update) for name, update in UPDATES.items()
     "shortened steps": replace(CONFIG, update=replace(UPDATES["grpo"], target_kl=1e-4, shorten_last_step=True)),
     "averaged": replace(CONFIG, update=replace(UPDATES["grpo"], ema_decay=0.6)),
     "averaged, bfloat16": replace(CONFIG, update=replace(UPDATES["grpo-joint"], ema_decay=0.6), precision="bfloat16"),
+    "slow movements": replace(
+        CONFIG, rollout=replace(CONFIG.rollout, stochastic_steps=2, noise_correlation=0.9, likelihood_modes=1)
+    ),
     "critic": replace(CONFIG, update=UPDATES["grpo"], rollout=replace(CONFIG.rollout, advantage="critic")),
     "tree, critic, joint": replace(
         TREES, update=UPDATES["grpo-joint"], rollout=replace(TREES.rollout, advantage="critic", critic_decay=0.5)

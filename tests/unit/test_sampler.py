@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from z1.policy import flow
+from z1.policy.chunk_noise import correlated, movement_log_prob
 from z1.policy.config import PolicyConfig
 from z1.policy.denoise import Velocity
 from z1.policy.pi05 import ModelInput, Pi05, PrefixCache
@@ -37,6 +39,7 @@ def draw(
     index: Tensor | None,
     sde_noise: Tensor | None,
     level: float = LEVEL,
+    **settings: Any,
 ) -> SampledChunk:
     return sample_chunk(
         model,
@@ -48,6 +51,7 @@ def draw(
         sde_noise=sde_noise,
         executed_steps=C,
         counted_dims=range(A),
+        **settings,
     )
 
 
@@ -88,6 +92,7 @@ def recompute(
     level: float = LEVEL,
     executed: Tensor | None = None,
     counted_dims: Sequence[int] = range(A),
+    **noise: Any,
 ) -> Tensor:
     rows = torch.arange(B) if rows is None else rows
     return chunk_log_prob(
@@ -100,6 +105,7 @@ def recompute(
         noise_level=level,
         executed_mask=torch.ones(len(rows), C, dtype=torch.bool) if executed is None else executed,
         counted_dims=counted_dims,
+        **noise,
     )
 
 
@@ -163,8 +169,9 @@ def test_only_executed_steps_and_real_dims_count(case: Case) -> None:
     executed = torch.arange(C)[None] < torch.tensor([5, 1, 2, 3, 4, 5, 0, 1])[:, None]
     with torch.no_grad():
         ours = recompute(case, executed=executed)
-        expected = (case.sample.step_log_prob * executed[:, None]).sum(2)
-        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+        std = flow.sde_coefficients(K, LEVEL)[case.index[:, 0], 2][:, None, None]
+        terms = torch.distributions.Normal(0.0, std).log_prob(case.sde_noise[:, 0, :C, :A] * std).sum(2)
+        torch.testing.assert_close(ours, (terms * executed).sum(1, keepdim=True), rtol=0, atol=1e-3)
         assert ours[6] == 0.0
         assert float((ours - case.sample.log_prob).abs()[1:5].min()) > 0.01
         wider = recompute(case, counted_dims=range(A + 1))
@@ -226,6 +233,28 @@ def test_gradient_reaches_expert_and_prefix(case: Case) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("noise", [{"correlation": 0.8}, {"modes": 2}, {"correlation": 0.8, "modes": 1}])
+def test_slow_movements(case: Case, noise: dict[str, Any]) -> None:
+    """Correlated noise is what is added; log-probs recomputed are those recorded: of the noise's movements."""
+    ours = replace(case, sample=draw(case.model, case.prefix, case.noise, case.index, case.sde_noise, **noise))
+    with torch.no_grad():
+        assert torch.equal(recompute(ours, **noise), ours.sample.log_prob)
+        assert float((recompute(ours) - ours.sample.log_prob).abs().min()) > 0.01
+        executed = torch.arange(C)[None] < torch.tensor([5, 1, 2, 3, 4, 5, 0, 1])[:, None]
+        fewer = recompute(ours, executed=executed, **noise)
+    assert fewer[6] == 0
+    assert torch.equal(fewer[[0, 5]], ours.sample.log_prob[[0, 5]])
+    std = flow.sde_coefficients(K, LEVEL)[case.index[:, 0], 2][:, None, None]
+    added = std * correlated(case.sde_noise[:, 0], noise.get("correlation", 0.0))
+    settings = {"correlation": 0.0, "modes": 0} | noise
+    expected = movement_log_prob(
+        added[:, :C, :A], 0 * added[:, :C, :A], std, std.log(), torch.full((B,), C), **settings
+    )
+    torch.testing.assert_close(ours.sample.log_prob[:, 0], expected, rtol=0, atol=2e-3)
+    same = torch.equal(ours.sample.actions, case.sample.actions)
+    assert same == ("correlation" not in noise)
+
+
 STEPS = {
     1: [[0], [1], [2], [3], [0], [1], [2], [0]],
     2: [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3], [0, 1], [1, 3]],
@@ -266,7 +295,6 @@ def test_log_probs_of_several_steps_by_hand(case: Case, count: int) -> None:
             std = float(flow.sde_coefficients(K, LEVEL)[k, 2])
             z = ours.sde_noise[row, m, :C, :A]
             terms = torch.distributions.Normal(0.0, std).log_prob(z * std).sum(1)
-            torch.testing.assert_close(ours.sample.step_log_prob[row, m], terms, rtol=0, atol=1e-3)
             assert float(ours.sample.log_prob[row, m]) == pytest.approx(float(terms.sum()), abs=1e-3)
 
 

@@ -33,6 +33,14 @@ class RolloutConfig:
     """
     noise_level: float = 0.5
     """a, scale of the stochastic denoise steps. 0 would leave GRPO without a likelihood."""
+    noise_correlation: float = 0.0
+    """rho, correlation of that noise between an env step of a chunk and the next. 0, as in the paper: independent. The
+    closer to 1, the less the noise of neighbouring steps cancels out in what the robot does.
+    """
+    likelihood_modes: int = 0
+    """n, how many of a chunk's slowest movements (cosines over its executed env steps) count in the likelihood; what
+    the robot averages away would only be noise in the gradient. 0, as in the paper: every env step counts.
+    """
     initial_noise: Literal["member", "group"] = "member"
     """Who draws the noise that a chunk's denoising starts from: each member its own, or all members of a group the
     same, so that what tells them apart is only what the likelihood sees.
@@ -75,6 +83,8 @@ class RolloutConfig:
         self._check_advantage()
         require(0 <= self.replay < 1, "rollout.replay", self.replay, "in [0, 1)")
         require(self.noise_level >= 0, "rollout.noise_level", self.noise_level, "at least 0")
+        require(0 <= self.noise_correlation < 1, "rollout.noise_correlation", self.noise_correlation, "in [0, 1)")
+        require(self.likelihood_modes >= 0, "rollout.likelihood_modes", self.likelihood_modes, "at least 0")
         require(self.stochastic_steps >= 1, "rollout.stochastic_steps", self.stochastic_steps, "at least 1")
         require(0 < self.reward_decay <= 1, "rollout.reward_decay", self.reward_decay, "in (0, 1]")
         require(

@@ -12,6 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from z1.policy.chunk_noise import step_correlation
+
 LOG_2PI = math.log(2.0 * math.pi)
 TIME_SCALE, TIME_OFFSET = 0.999, 0.001
 
@@ -112,16 +114,18 @@ def sde_coefficients(denoise_steps: int, noise_level: float) -> Tensor:
 
 
 def sde_moments(
-    x: Tensor, v: Tensor, index: Tensor, denoise_steps: int, noise_level: float
+    x: Tensor, v: Tensor, index: Tensor, denoise_steps: int, noise_level: float, correlation: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and standard deviation of the stochastic denoise step.
 
         mean = action_hat * (1 - (t - d)) + noise_hat * ((t - d) - sigma^2 d / (2 t))
-             = (x - d v) - sigma^2 d / (2 t) * noise_hat
+             = (x - d v) - sigma^2 d / (2 t) * C noise_hat
         std  = sigma * sqrt(d)
 
     The second line is how it is computed: the Euler step and a correction that makes up for the noise which is added,
-    so that the flow's marginals stay what they are. Noise level 0 is the Euler step, bit for bit.
+    so that the flow's marginals stay what they are. Noise level 0 is the Euler step, bit for bit. C is the correlation
+    of the noise along the env steps: one matrix on both noise and correction keeps the marginals, whatever it is. The
+    first line is for independent noise, C = 1.
 
     Args:
         x: float ``[B, H, D]``, state before the step.
@@ -129,6 +133,7 @@ def sde_moments(
         index: int64 ``[B]``, number k of each sample's denoise step, 0..K-1.
         denoise_steps: K.
         noise_level: a.
+        correlation: rho of the noise, see ``step_correlation``.
 
     Returns:
         mean float ``[B, H, D]``; std float ``[B, 1, 1]``; log_std float ``[B, 1, 1]`` (0 where std is 0).
@@ -138,6 +143,8 @@ def sde_moments(
     rows = sde_coefficients(denoise_steps, noise_level).to(x.device)[index]
     one_minus_t, correction, std, log_std = rows[:, None, None, :].unbind(-1)
     noise_hat = x + one_minus_t * v
+    if correlation:
+        noise_hat = step_correlation(x.shape[1], correlation)[0].to(x) @ noise_hat
     return ode_step(x, v, denoise_steps) - correction * noise_hat, std, log_std
 
 

@@ -156,6 +156,8 @@ class Policy:
         sde_index: Tensor | None = None,
         sde_noise: Tensor | None = None,
         executed_steps: int,
+        correlation: float = 0.0,
+        modes: int = 0,
     ) -> SampledChunk:
         """Denoises B chunks, over the processor's action dims; see ``z1.policy.sampler.sample_chunk``."""
         return sample_chunk(
@@ -168,6 +170,8 @@ class Policy:
             sde_noise=sde_noise,
             executed_steps=executed_steps,
             counted_dims=self.counted_dims,
+            correlation=correlation,
+            modes=modes,
         )
 
     def chunk_log_prob(
@@ -180,6 +184,8 @@ class Policy:
         denoise_steps: int,
         noise_level: float,
         executed_mask: Tensor,
+        correlation: float = 0.0,
+        modes: int = 0,
     ) -> Tensor:
         """Log-probs of recorded stochastic steps ``[B, M]``; see ``z1.policy.sampler.chunk_log_prob``."""
         return chunk_log_prob(
@@ -192,6 +198,8 @@ class Policy:
             noise_level=noise_level,
             executed_mask=executed_mask,
             counted_dims=self.counted_dims,
+            correlation=correlation,
+            modes=modes,
         )
 
     def _tokenise(self, observations: Observations) -> tuple[np.ndarray, np.ndarray]:

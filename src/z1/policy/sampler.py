@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from z1.policy import flow
+from z1.policy.chunk_noise import correlated, movement_log_prob
 from z1.policy.pi05 import Pi05, PrefixCache
 
 
@@ -28,7 +29,6 @@ class SampledChunk:
         x_t: float32 ``[B, M, H, D]``, state before each of them.
         x_next: float32 ``[B, M, H, D]``, state after it.
         log_prob: float32 ``[B, M]``, of all ``executed_steps`` env steps, nats.
-        step_log_prob: float32 ``[B, M, C]``, the terms of ``log_prob``, one per env step.
     """
 
     actions: Tensor
@@ -36,7 +36,6 @@ class SampledChunk:
     x_t: Tensor
     x_next: Tensor
     log_prob: Tensor
-    step_log_prob: Tensor
 
 
 @torch.no_grad()
@@ -51,6 +50,8 @@ def sample_chunk(
     sde_noise: Tensor | None,
     executed_steps: int,
     counted_dims: Sequence[int],
+    correlation: float = 0.0,
+    modes: int = 0,
 ) -> SampledChunk:
     """Denoises B chunks.
 
@@ -65,6 +66,8 @@ def sample_chunk(
         sde_noise: float32 ``[B, M, H, D]``, standard normal, noise of each of them; goes with ``sde_index``.
         executed_steps: C, env steps of the chunk that will be executed.
         counted_dims: Model action dims that count; the others cannot move the robot (``Policy.counted_dims``).
+        correlation: rho, of the stochastic steps' noise between an env step of the chunk and the next.
+        modes: n, how many of the chunk's slowest movements count in the likelihood; 0: every env step.
 
     Returns:
         The chunks.
@@ -78,29 +81,30 @@ def sample_chunk(
     table = model.modulation_table(denoise_steps)
     velocity = model.denoiser(prefix, initial_noise, table[:1])
     x = initial_noise
+    sde_noise = correlated(sde_noise, correlation)
     x_t, x_next = torch.zeros_like(sde_noise), torch.zeros_like(sde_noise)
-    step_log_prob = x.new_zeros(*sde_index.shape, executed_steps)
+    log_prob = x.new_zeros(sde_index.shape)
+    executed = x.new_ones((len(x), executed_steps), dtype=torch.bool)
     for k in range(denoise_steps):
         v = velocity(x, table[k : k + 1])
         after = flow.ode_step(x, v, denoise_steps)
         if sde_index.shape[1]:
             here = sde_index == k
             index = torch.full_like(sde_index[:, 0], k)
-            mean, std, log_std = flow.sde_moments(x, v, index, denoise_steps, noise_level)
+            mean, std, log_std = flow.sde_moments(x, v, index, denoise_steps, noise_level, correlation)
             noisy = mean + std * (sde_noise * here[:, :, None, None]).sum(1)
             after = torch.where(here.any(1)[:, None, None], noisy, after)
             x_t = torch.where(here[:, :, None, None], x[:, None], x_t)
             x_next = torch.where(here[:, :, None, None], noisy[:, None], x_next)
-            terms = _step_log_prob(noisy, mean, std, log_std, executed_steps, counted_dims)
-            step_log_prob = torch.where(here[:, :, None], terms[:, None], step_log_prob)
+            density = _log_prob(noisy, mean, std, log_std, executed, counted_dims, correlation, modes)
+            log_prob = torch.where(here, density[:, None], log_prob)
         x = after
     return SampledChunk(
         actions=x,
         sde_index=sde_index,
         x_t=x_t,
         x_next=x_next,
-        log_prob=step_log_prob.sum(2),
-        step_log_prob=step_log_prob,
+        log_prob=log_prob,
     )
 
 
@@ -115,6 +119,8 @@ def chunk_log_prob(
     noise_level: float,
     executed_mask: Tensor,
     counted_dims: Sequence[int],
+    correlation: float = 0.0,
+    modes: int = 0,
 ) -> Tensor:
     """Log-probs of recorded stochastic steps under the model's present weights; differentiable.
 
@@ -126,8 +132,10 @@ def chunk_log_prob(
         sde_index: int64 ``[B, M]``, of ``SampledChunk``, 0..K-1.
         denoise_steps: K, as sampled.
         noise_level: a, as sampled.
-        executed_mask: bool ``[B, C]``, env steps that were executed; the others do not count.
+        executed_mask: bool ``[B, C]``, env steps that were executed, the first ones; the others do not count.
         counted_dims: Model action dims that count; the others cannot move the robot (``Policy.counted_dims``).
+        correlation: rho, as sampled.
+        modes: n, as sampled.
 
     Returns:
         float32 ``[B, M]``, nats.
@@ -136,16 +144,28 @@ def chunk_log_prob(
     log_probs = []
     for before, after, index in zip(x_t.unbind(1), x_next.unbind(1), sde_index.unbind(1), strict=True):
         v = model.modulated_velocity(prefix, before, table[index])
-        mean, std, log_std = flow.sde_moments(before, v, index, denoise_steps, noise_level)
-        terms = _step_log_prob(after, mean, std, log_std, executed_mask.shape[1], counted_dims)
-        log_probs.append(torch.where(executed_mask, terms, 0.0).sum(1))
+        mean, std, log_std = flow.sde_moments(before, v, index, denoise_steps, noise_level, correlation)
+        log_probs.append(_log_prob(after, mean, std, log_std, executed_mask, counted_dims, correlation, modes))
     return torch.stack(log_probs, dim=1)
 
 
-def _step_log_prob(
-    value: Tensor, mean: Tensor, std: Tensor, log_std: Tensor, executed_steps: int, counted_dims: Sequence[int]
+def _log_prob(
+    value: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    log_std: Tensor,
+    executed: Tensor,
+    counted_dims: Sequence[int],
+    correlation: float,
+    modes: int,
 ) -> Tensor:
-    """Log-density per env step, ``[B, C]``, over the action dims that count."""
+    """Log-density ``[B]`` of what counts: executed env steps or their slowest movements, of the action dims that do."""
     first = tuple(counted_dims) == tuple(range(len(counted_dims)))  # a slice is a view, other dims are gathered
-    counted = (slice(None), slice(0, executed_steps), slice(len(counted_dims)) if first else list(counted_dims))
-    return flow.gaussian_log_prob(value[counted], mean[counted], std, log_std).sum(2)
+    dims = slice(len(counted_dims)) if first else list(counted_dims)
+    counted = (slice(None), slice(0, executed.shape[1]), dims)
+    value, mean = value[counted], mean[counted]
+    if correlation or modes:
+        steps = executed.sum(1)
+        return movement_log_prob(value, mean, std, log_std, steps, correlation=correlation, modes=modes)
+    terms = flow.gaussian_log_prob(value, mean, std, log_std).sum(2)
+    return torch.where(executed, terms, 0.0).sum(1)

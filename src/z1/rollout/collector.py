@@ -41,6 +41,8 @@ class Exploration:
 
     Attributes:
         noise_level: a, scale of the stochastic denoise steps.
+        correlation: rho, of their noise between an env step of the chunk and the next.
+        modes: n, how many of a chunk's slowest movements count in the likelihood; 0: every env step.
         stochastic_steps: M, how many of a chunk's denoise steps are stochastic.
         exclude_last_step: Whether the last denoise step is never stochastic.
         group_noise: Whether all members of a group start a chunk from the same initial noise.
@@ -49,6 +51,8 @@ class Exploration:
 
     noise_level: float
     exclude_last_step: bool
+    correlation: float = 0.0
+    modes: int = 0
     stochastic_steps: int = 1
     group_noise: bool = False
     summarise: bool = False
@@ -352,6 +356,8 @@ class Collector:
             sde_noise=sde_noise,
             executed_steps=self._acting.chunk_length,
             counted_dims=policy.counted_dims,
+            correlation=explore.correlation if explore else 0.0,
+            modes=explore.modes if explore else 0,
         )
         actions = policy.env_actions(sample.actions)
         cost.policy_calls += 1

@@ -111,7 +111,8 @@ class Grpo:
     ) -> None:
         self._clip = {"clip_range_low": update.clip_range_low, "clip_range_high": update.clip_range_high}
         self._denoise_steps = acting.denoise_steps
-        self._noise_level = rollout.noise_level
+        self._noise_level, self._correlation = rollout.noise_level, rollout.noise_correlation
+        self._modes = rollout.likelihood_modes
         self._counted_dims = counted_dims
         self._count = update.count
         self._behaviour = torch.empty(0)
@@ -127,6 +128,8 @@ class Grpo:
             noise_level=self._noise_level,
             executed_mask=rows.executed_mask,
             counted_dims=self._counted_dims,
+            correlation=self._correlation,
+            modes=self._modes,
         )
 
     def select(self, batch: TrainingBatch) -> TrainingBatch:

@@ -204,6 +204,8 @@ class Trainer:
             groups=settings.groups,
             explore=Exploration(
                 noise_level=settings.noise_level,
+                correlation=settings.noise_correlation,
+                modes=settings.likelihood_modes,
                 stochastic_steps=settings.stochastic_steps,
                 group_noise=settings.initial_noise == "group",
                 exclude_last_step=settings.exclude_last_step,
