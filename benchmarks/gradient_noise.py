@@ -52,6 +52,17 @@ ROLLOUTS: dict[str, dict[str, Any]] = {
         "prefix": 6,
         "advantage": "tree",
     },
+    "three, the group's initial noise, slowest movement counts": {
+        "stochastic_steps": 3,
+        "initial_noise": "group",
+        "likelihood_modes": 1,
+    },
+    "the same, noise correlated by 0.9": {
+        "stochastic_steps": 3,
+        "initial_noise": "group",
+        "likelihood_modes": 1,
+        "noise_correlation": 0.9,
+    },
     "three, the group's initial noise, critic": {
         "stochastic_steps": 3,
         "initial_noise": "group",
@@ -107,11 +118,14 @@ def main() -> None:
     parser.add_argument("--task", required=True)
     parser.add_argument("--horizon", type=int, default=200)
     parser.add_argument("--groups", type=int, default=40)
+    parser.add_argument("--rollouts", nargs="*", choices=ROLLOUTS, default=list(ROLLOUTS), metavar="NAME")
+    parser.add_argument("--objectives", nargs="*", choices=OBJECTIVES, default=list(OBJECTIVES), metavar="NAME")
     parser.add_argument("--hosts", type=int, default=2)
     parser.add_argument("--out", required=True)
     options = parser.parse_args()
     results = []
-    for name, settings in ROLLOUTS.items():
+    for name in options.rollouts:
+        settings = ROLLOUTS[name]
         config = RlConfig(
             policy=options.policy,
             task=options.task,
@@ -124,9 +138,10 @@ def main() -> None:
             trainer = Trainer(config, policy, pool, Path(options.out), MetricsWriter(Path(options.out).parent))
             rollouts = trainer.collect(0, config.rollout.prefix)
             trainer.learn_values(rollouts, 0)
-        for objective, changes in OBJECTIVES.items():
+        for objective in options.objectives:
             began = time.perf_counter()
-            estimate = signal_and_noise(group_gradients(trainer, rollouts, replace(config.update, **changes)))
+            update = replace(config.update, **OBJECTIVES[objective])
+            estimate = signal_and_noise(group_gradients(trainer, rollouts, update))
             per_step = estimate["signal_to_noise"] * estimate["groups"] / rollouts.cost.env_steps
             row = {"rollouts": name, "objective": objective, "env_steps": rollouts.cost.env_steps, **estimate}
             results.append({**row, "per_10k_env_steps": 1e4 * per_step, "seconds": time.perf_counter() - began})
