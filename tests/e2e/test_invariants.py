@@ -202,7 +202,6 @@ def test_an_interrupted_run_can_be_continued(sft_run: Path, tmp_path: Path) -> N
         stderr=subprocess.PIPE,
         env=environment,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         text=True,
     ) as process:
         deadline = time.monotonic() + 120
