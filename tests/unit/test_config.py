@@ -38,7 +38,6 @@ NOTHING = (
         ({"prefix": 3}, IDLE("prefix", 3)),
         ({"prefix_schedule": "linear"}, IDLE("prefix_schedule", "linear")),
         ({"prefix_schedule": "adaptive"}, IDLE("prefix_schedule", "adaptive")),
-        ({"advantage": "tree"}, IDLE("advantage", "tree")),
         ({"plan": "tree"}, NOTHING("tree")),
         ({"plan": "shared_prefix"}, NOTHING("shared_prefix")),
         ({"plan": "tree", "prefix": -1}, "rollout.prefix is -1; it must be at least 0 chunks"),
@@ -52,11 +51,6 @@ NOTHING = (
         ),
         ({"tree_discount": -0.1}, "rollout.tree_discount is -0.1; it must be in [0, 1]"),
         ({"stochastic_steps": 0}, "rollout.stochastic_steps is 0; it must be at least 1"),
-        (
-            {"plan": "shared_prefix", "prefix": 3, "advantage": "tree"},
-            "rollout.advantage 'tree' equals 'group' with rollout.plan 'shared_prefix', where all members part at "
-            "once; choose the plan 'tree'",
-        ),
         (
             {"tree_discount": 0.0},
             "rollout.tree_discount has no effect with rollout.advantage 'group'; leave it at 0.5, or choose 'tree'",

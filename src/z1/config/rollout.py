@@ -56,8 +56,9 @@ class RolloutConfig:
     reward_decay: float = 1.0
     """Factor per chunk on the reward of a success; 1: when the success comes does not matter."""
     advantage: Literal["group", "tree", "critic"] = "group"
-    """``group``: a member's return against its group's. ``tree``: a segment's mean return against its siblings'.
-    ``critic``: what each chunk changed in the return that a critic expects, learned from the same rollouts.
+    """``group``: a member's return against its group's. ``tree``: a segment's mean return against its siblings'; the
+    same as ``group`` where all members part at once. ``critic``: what each chunk changed in the return that a critic
+    expects, learned from the same rollouts.
     """
     tree_discount: float = 0.5
     """Tree advantages: weight of an ancestor's advantage per generation; 1 compares with the whole group, 0 with the
@@ -108,8 +109,7 @@ class RolloutConfig:
         """Refuses plans that cannot be, and settings that the plan would make idle."""
         require(self.prefix >= 0, "rollout.prefix", self.prefix, "at least 0 chunks")
         if self.plan == "flat":
-            idle = {"prefix": 0, "prefix_schedule": "fixed"} | ({"advantage": ""} if self.advantage == "tree" else {})
-            for name, value in idle.items():
+            for name, value in (("prefix", 0), ("prefix_schedule", "fixed")):
                 if getattr(self, name) != value:
                     raise ConfigError(
                         f"rollout.{name} is {getattr(self, name)!r}, which has no effect with rollout.plan 'flat'; "
@@ -132,11 +132,6 @@ class RolloutConfig:
         """Refuses settings of other kinds of advantages."""
         require(0 <= self.tree_discount <= 1, "rollout.tree_discount", self.tree_discount, "in [0, 1]")
         require(0 <= self.critic_decay <= 1, "rollout.critic_decay", self.critic_decay, "in [0, 1]")
-        if self.advantage == "tree" and self.plan == "shared_prefix":
-            raise ConfigError(
-                "rollout.advantage 'tree' equals 'group' with rollout.plan 'shared_prefix', where all members part at "
-                "once; choose the plan 'tree'"
-            )
         for name, idle, kind in (("tree_discount", 0.5, "tree"), ("critic_decay", 0.8, "critic")):
             if self.advantage != kind and getattr(self, name) != idle:
                 raise ConfigError(
