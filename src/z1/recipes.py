@@ -44,9 +44,9 @@ def sft_pi05(dataset: tuple[str, ...], out: str) -> SftConfig:
 
 
 def rl_tiny(policy: str, task: str, out: str) -> RlConfig:
-    """The tiny policy on a CPU with GRPO on trees with tree advantages: three stochastic denoise steps per chunk, of
-    which the likelihood sees everything that tells members apart, and full-batch steps that end at the KL limit. What
-    won over six tasks and three seeds (benchmarks/).
+    """The tiny policy on a CPU with GRPO on trees: three stochastic denoise steps per chunk, of which the likelihood
+    sees everything that tells members apart, and full-batch steps that end at the KL limit. What won over six tasks and
+    three seeds (benchmarks/).
     """
     return RlConfig(
         policy=policy,
@@ -57,7 +57,6 @@ def rl_tiny(policy: str, task: str, out: str) -> RlConfig:
             groups=4,
             plan="tree",
             prefix=4,
-            advantage="tree",
             stochastic_steps=3,
             initial_noise="group",
             max_env_steps=6_000,
