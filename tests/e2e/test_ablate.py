@@ -17,7 +17,7 @@ from z1.files import write_json
 from z1.train.learner import Learner
 
 
-def write_study(path: Path, policy: Path, *more: dict[str, Any]) -> Path:
+def write_study(path: Path, policy: Path, *more: dict[str, Any], budget: int = 400, marks: int = 2) -> Path:
     """A study of the variant ``flat``, one that cannot run, and others."""
     variants = [{"name": "flat"}, {"name": "broken", "set": {"sim.python": "/nowhere/python"}}, *more]
     study = {
@@ -27,8 +27,8 @@ def write_study(path: Path, policy: Path, *more: dict[str, Any]) -> Path:
         "set": {"rollout.max_env_steps": 150},
         "variants": variants,
         "seeds": [3],
-        "env_step_budget": 400,
-        "marks": 2,
+        "env_step_budget": budget,
+        "marks": marks,
         "validation_episodes": 3,
         "test_episodes": 6,
     }
@@ -103,3 +103,13 @@ def test_a_study_grows_and_goes_on(
     assert z1("ablate", path, "--out", second, "--resume") == 1
     assert untouched == {file: file.stat().st_mtime_ns for file in (second / "runs").rglob("*") if file.is_file()}
     assert finished(second, "flat") == flat
+
+    # a larger budget: what was trained stays, and goes on
+    write_study(
+        path, sft_run, {"name": "tree", "set": {"rollout.plan": "tree", "rollout.prefix": 3}}, budget=800, marks=4
+    )
+    assert z1("ablate", path, "--out", second, "--resume") == 1
+    longer = finished(second, "flat")
+    assert longer["points"][: len(flat["points"])] == flat["points"]
+    assert longer["points"][-1]["env_steps"] >= 800
+    assert json.loads((second / "results.json").read_text())["marks"] == [0, 200, 400, 600, 800]

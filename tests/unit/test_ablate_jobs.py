@@ -22,7 +22,7 @@ from z1.ablate.job import joined, prepare, train_and_evaluate
 from z1.ablate.jobs import Preparation, Run, StudyFolder, actings, jobs_of
 from z1.ablate.schedule import Work, next_job, remaining_seconds, run_jobs, tail
 from z1.ablate.study import Study, study_from_dict, study_to_dict
-from z1.config import ActingConfig
+from z1.config import ActingConfig, config_to_dict
 from z1.files import write_json
 
 
@@ -263,7 +263,7 @@ class Stages:
             self.asked.append((name, config, resume))
             out = Path(config.out)
             if name in ("run_sft", "run_rl"):
-                write_json(out / "config.json", {})
+                write_json(out / "config.json", {"config": config_to_dict(config)})
                 write_json(out / "metrics.jsonl", {})
             if name == self.interrupt:
                 raise KeyboardInterrupt
@@ -325,6 +325,34 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(path.name for path in run.iterdir()) == ["config.json", "evaluation.json", "metrics.jsonl", "policy"]
 
 
+def test_a_finished_run_goes_on_to_a_larger_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, folder, stages = study_of(), StudyFolder(tmp_path), Stages(monkeypatch)
+    longer = study_of(env_step_budget=9000, marks=6)
+    job = jobs_of(study)[2]
+    assert isinstance(job, Run)
+    write_json(folder.sft_evaluation(job.task, None, ActingConfig()), evaluation("x", {1: False}))
+    train_and_evaluate(study, folder, job)
+    assert folder.is_finished(study, job)
+    assert not folder.is_finished(longer, job)
+    for stages.interrupt in ("run_rl", "run_eval", ""):
+        try:
+            train_and_evaluate(longer, folder, job)
+        except KeyboardInterrupt:
+            assert not folder.is_finished(longer, job)
+    assert folder.is_finished(longer, job)
+    assert folder.is_finished(study, job)
+    asked = [(name, resume, getattr(config, "env_step_budget", None)) for name, config, resume in stages.asked]
+    assert asked == [
+        ("run_rl", False, 6000),
+        ("run_eval", False, None),
+        ("run_rl", True, 9000),
+        ("run_rl", True, 9000),
+        ("run_eval", False, None),
+        ("run_eval", False, None),
+    ]
+    train_and_evaluate(study, folder, job)  # a smaller budget leaves what is there
+
+
 def write_study(path: Path, **changes: Any) -> Path:
     write_json(path, study_to_dict(study_of(**changes)))
     return path
@@ -354,8 +382,8 @@ def test_folders_are_continued_only_with_the_same_study(tmp_path: Path, refused:
     assert refused("ablate", path, "--out", out) == text
     write_study(path, marks=3, seeds=[5, 1, 7])
     text = (
-        f"cannot continue {out} with another study: marks was 4, is 3. Only tasks, variants and seeds may be added; "
-        "put the rest back, or choose another --out."
+        f"cannot continue {out} with another study: marks was 4, is 3. Only tasks, variants, seeds and marks at the "
+        "same distance may be added; put the rest back, or choose another --out."
     )
     for mode in ("--resume", "--report", "--plan"):
         assert refused("ablate", path, "--out", out, mode) == text

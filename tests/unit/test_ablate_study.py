@@ -280,6 +280,15 @@ def test_studies_may_grow_and_nothing_else() -> None:
     grown = given(seeds=[1, 0, 5], tasks=[lever, DOOR], variants=[{"name": "flat"}, {"name": "new"}, TREE])
     assert differences(before, study_from_dict(grown)) == []
     assert differences(before, study_from_dict(given(seeds=[0, 1], reference="flat"))) == []
+    assert differences(before, study_from_dict(given(seeds=[0, 1], env_step_budget=9000, marks=6))) == []
+    assert differences(before, study_from_dict(given(seeds=[0, 1], env_step_budget=3000, marks=2))) == [
+        "env_step_budget was 6000, is 3000",
+        "marks was 4, is 2",
+    ]
+    assert differences(before, study_from_dict(given(seeds=[0, 1], env_step_budget=9000, marks=5))) == [
+        "env_step_budget was 6000, is 9000",
+        "marks was 4, is 5",
+    ]
     other = given(
         seeds=[0],
         marks=5,

@@ -45,7 +45,8 @@ class AblateConfig:
     """Jobs at a time, each on one core. 0: as many as there are cores."""
     resume: bool = False
     """Continue the study in ``out``: finished jobs are kept, half ones go on. Tasks, variants and seeds may have been
-    added to the study file, nothing else may have changed.
+    added to the study file, and ``env_step_budget`` and ``marks`` raised in proportion, with which finished runs go on
+    from where they ended; nothing else may have changed.
     """
     plan: bool = False
     """Print the jobs, their env steps and the estimated time, and run nothing."""
@@ -117,8 +118,8 @@ def check_folder(study: Study, folder: StudyFolder, *, must_be_new: bool) -> Non
     found = differences(read_study(folder.study_path), study)
     if found:
         raise ConfigError(
-            f"cannot continue {folder.path} with another study: {'; '.join(found)}. Only tasks, variants and seeds may "
-            "be added; put the rest back, or choose another --out."
+            f"cannot continue {folder.path} with another study: {'; '.join(found)}. Only tasks, variants, seeds "
+            "and marks at the same distance may be added; put the rest back, or choose another --out."
         )
 
 

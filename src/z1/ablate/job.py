@@ -86,12 +86,19 @@ def train_sft(study: Study, folder: StudyFolder, tasks: tuple[StudyTask, ...], o
 
 
 def train_and_evaluate(study: Study, folder: StudyFolder, job: Run) -> None:
-    """The RL run, resumed where it was interrupted, and its policy's success on the test scenes."""
+    """The RL run, resumed where it was interrupted, and its policy's success on the test scenes.
+
+    A run that ended at a smaller budget goes on; what it had reached there is given up.
+    """
     config = folder.config(study, job)
     run = Path(config.out)
+    alone = run / "evaluation-alone.json"
+    if folder.goes_on(study, job):
+        for result in (folder.evaluation(job), alone):
+            result.unlink(missing_ok=True)
+        shutil.rmtree(run / "policy", ignore_errors=True)
     if not (run / "policy" / STANDS).exists():
         run_rl(config, resume=_can_resume(run))
-    alone = run / "evaluation-alone.json"
     if not alone.exists():
         run_eval(_evaluation_config(study, config, str(run), alone))
     own = job.seed if study.sft_per_seed else None

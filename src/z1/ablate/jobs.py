@@ -13,6 +13,7 @@ from z1.config import ActingConfig, RlConfig
 from z1.errors import ConfigError
 from z1.policy.config import PolicyConfig
 from z1.policy.policy import read_config
+from z1.train.run_folder import RunFolder
 
 SFT_STEPS_PER_S = 3.0
 """Optimizer steps per second of the tiny policy's SFT on one core (benchmarks/README.md), for estimates."""
@@ -189,6 +190,12 @@ class StudyFolder:
         """The evaluation.json of an RL run, which holds the SFT policy's episodes too."""
         return self.run(run.task, run.variant, run.seed) / "evaluation.json"
 
+    def goes_on(self, study: Study, run: Run) -> bool:
+        """Whether an RL run has ended at a smaller budget than the study now has."""
+        folder = RunFolder(self.run(run.task, run.variant, run.seed))
+        ended = (folder.policy_path / STANDS).exists()
+        return ended and folder.config["env_step_budget"] < study.env_step_budget
+
     def log(self, job: Job) -> Path:
         """What a job prints."""
         return self.path / "logs" / (folder_name(job.name) + ".log")
@@ -206,9 +213,9 @@ class StudyFolder:
         )
 
     def is_finished(self, study: Study, job: Job) -> bool:
-        """Whether the job's last file is there."""
+        """Whether the job's last file is there, of a run with the study's budget."""
         if isinstance(job, Run):
-            return self.evaluation(job).exists()
+            return self.evaluation(job).exists() and not self.goes_on(study, job)
         if isinstance(job, SharedSft):
             return (self.shared_sft(job.group, job.seed) / "policy" / STANDS).exists()
         return all(

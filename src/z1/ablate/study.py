@@ -204,7 +204,9 @@ def study_to_dict(study: Study) -> dict[str, Any]:
 
 
 def differences(stored: Study, study: Study) -> list[str]:
-    """What keeps a study from continuing a stored one: every difference but added tasks, variants and seeds.
+    """What keeps a study from continuing a stored one: every difference but added tasks, variants, seeds and marks.
+
+    Marks are added by a raised ``env_step_budget`` at the old distance; every run then goes on to the new budget.
 
     Args:
         stored: As it was started.
@@ -216,6 +218,9 @@ def differences(stored: Study, study: Study) -> list[str]:
     before, now = study_to_dict(stored), study_to_dict(study)
     before["reference"], now["reference"] = stored.reference_name, study.reference_name
     found: list[str] = []
+    if study.marks > stored.marks and study.mark_distance == stored.mark_distance:
+        for name in ("env_step_budget", "marks"):
+            before[name] = now[name]
     for name in now:
         if name not in ("tasks", "variants", "seeds") and before[name] != now[name]:
             found.append(f"{name} was {before[name]!r}, is {now[name]!r}")

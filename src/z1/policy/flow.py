@@ -12,9 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from z1.policy.chunk_noise import step_correlation
+from z1.policy.chunk_noise import LOG_2PI, step_correlation
 
-LOG_2PI = math.log(2.0 * math.pi)
 TIME_SCALE, TIME_OFFSET = 0.999, 0.001
 
 

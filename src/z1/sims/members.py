@@ -68,6 +68,46 @@ def by_host(records: Sequence[Record]) -> dict[int, list[int]]:
     return rows
 
 
+def checked_actions(records: Sequence[Record], actions: np.ndarray, action_dim: int) -> np.ndarray:
+    """The actions of a chunk, if they can be executed.
+
+    Args:
+        records: The members that are to execute them, B.
+        actions: ``[B, C, A]``.
+        action_dim: A.
+
+    Returns:
+        float32 ``[B, C, A]``.
+
+    Raises:
+        SimulatorError: A wrong shape or dtype, numbers that are not finite, a member twice or after its end.
+    """
+    actions = np.asarray(actions)
+    wanted = f"[{len(records)}, C, {action_dim}]"
+    if actions.ndim != 3 or actions.shape[::2] != (len(records), action_dim) or actions.shape[1] < 1:
+        raise SimulatorError(
+            f"actions have shape {list(actions.shape)}; expected {wanted}: members, env steps, action dims"
+        )
+    if actions.dtype.kind not in "fiu":
+        raise SimulatorError(f"actions have dtype {actions.dtype}; expected numbers")
+    actions = actions.astype(np.float32)
+    finite = np.isfinite(actions).all(axis=(1, 2))
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise SimulatorError(
+            f"actions of row {row} ({records[row].member.scene.task}) are NaN or infinite; the policy has diverged"
+        )
+    if len({record.member.id for record in records}) < len(records):
+        raise SimulatorError("a member appears twice in one step_chunk; each may execute one chunk per call")
+    for record in records:
+        if record.ended:
+            raise SimulatorError(
+                f"the episode of member {record.member.id} ({record.member.scene.task}) has ended; "
+                "release it and start another"
+            )
+    return actions
+
+
 class MemberTable:
     """The members of one pool.
 

@@ -19,7 +19,7 @@ import numpy as np
 from z1.errors import ConfigError, SimulatorError, UnknownNameError
 from z1.sims.adapter import MAX_IMAGE_SIZE, model_key
 from z1.sims.hosts import ATTEMPTS, Answer, HostGroup, Request
-from z1.sims.members import Member, MemberTable, Record, by_host, new_member
+from z1.sims.members import Member, MemberTable, Record, by_host, checked_actions, new_member
 from z1.sims.spec import SimCounters, SimSpec
 from z1.sims.suites import instruction, name_of, simulator_of
 from z1.types import ChunkOutcome, Observations, Scene, SimInfo
@@ -229,7 +229,7 @@ class SimPool:
                 not finite.
         """
         records = self._members.look_up(members)
-        actions = self._check_chunk(records, actions)
+        actions = checked_actions(records, actions, self.info.action_dim)
         self._balance(records)
         rows = by_host(records)
         requests = {
@@ -310,33 +310,6 @@ class SimPool:
             return False
         record.host = host
         return bool(self._ask({source: Request("release", {"members": [member.id]})}))
-
-    def _check_chunk(self, records: Sequence[Record], actions: np.ndarray) -> np.ndarray:
-        """The actions as float32, if they can be executed."""
-        actions = np.asarray(actions)
-        wanted = f"[{len(records)}, C, {self.info.action_dim}]"
-        if actions.ndim != 3 or actions.shape[::2] != (len(records), self.info.action_dim) or actions.shape[1] < 1:
-            raise SimulatorError(
-                f"actions have shape {list(actions.shape)}; expected {wanted}: members, env steps, action dims"
-            )
-        if actions.dtype.kind not in "fiu":
-            raise SimulatorError(f"actions have dtype {actions.dtype}; expected numbers")
-        actions = actions.astype(np.float32)
-        finite = np.isfinite(actions).all(axis=(1, 2))
-        if not finite.all():
-            row = int(np.argmin(finite))
-            raise SimulatorError(
-                f"actions of row {row} ({records[row].member.scene.task}) are NaN or infinite; the policy has diverged"
-            )
-        if len({record.member.id for record in records}) < len(records):
-            raise SimulatorError("a member appears twice in one step_chunk; each may execute one chunk per call")
-        for record in records:
-            if record.ended:
-                raise SimulatorError(
-                    f"the episode of member {record.member.id} ({record.member.scene.task}) has ended; "
-                    "release it and start another"
-                )
-        return actions
 
     def fork(self, members: Sequence[Member], copies: Sequence[int]) -> list[list[Member]]:
         """New members in the state of existing ones, each on its origin's host; nothing is simulated.
