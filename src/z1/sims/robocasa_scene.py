@@ -25,6 +25,7 @@ from z1.sims.robocasa_layout import CAMERAS, ROBOT, STATE_PARTS, state_of
 from z1.sims.robocasa_state import SceneState
 from z1.sims.robocasa_tasks import kitchens_of
 from z1.sims.snapshot import SimState
+from z1.sims.still_bodies import StillBodies
 
 BUILD_ATTEMPTS = 5
 """Builds from derived seeds before a scene counts as impossible: some kitchens leave no place for the robot."""
@@ -118,6 +119,8 @@ class RoboCasaScene:
         self._env._obs_cache = {}
         self._model, self._data = self._env.sim.model._model, self._env.sim.data._data
         self._xml_fingerprint = self._fingerprint()
+        self._still = StillBodies(self._mujoco, self._model, self._data)
+        self._still.watch(self._env.sim)
         self._state = SceneState(self._mujoco, self._env, task, self._xml_fingerprint)
         self._renderer = ModelRenderer(self._model, settings, (_COLLISION_GROUP,))
         warning = self._mujoco.mjtWarning
@@ -153,12 +156,14 @@ class RoboCasaScene:
 
     def load(self, state: SimState) -> None:
         """Puts back a state, bit-exactly."""
+        self._still.look_again()
         self._state.load(state)
         self._forwarded = True
 
     def step(self, action: np.ndarray) -> bool:
         """Executes one env step and tells whether the task is solved now."""
         self._forwarded = False
+        self._still.look_again()
         try:
             self._env.step(np.asarray(action, np.float64))
             solved = bool(self._env._check_success())

@@ -65,7 +65,7 @@ class SceneState:
     def forward(self) -> None:
         """Computes derived data; the state stays as it is."""
         physics = self._physics()
-        self._mujoco.mj_forward(self._model, self._data)
+        self._env.sim.forward()
         self._mujoco.mj_setState(self._model, self._data, physics, self._specification)
 
     def capture(self) -> SimState:
@@ -106,7 +106,7 @@ class SceneState:
         for name, array in state.model.items():
             getattr(model, name)[:] = array
         mujoco.mj_setState(model, data, state.physics, self._specification)
-        mujoco.mj_forward(model, data)
+        self._env.sim.forward()
         mujoco.mj_setState(model, data, state.physics, self._specification)
         data.warning.number[:] = 0
         self._load_attributes(state.attributes)
