@@ -19,6 +19,9 @@ from z1.files import read_json, write_json
 from z1.recipes import DEMO_HORIZON, DEMO_TASK, demo_demonstrations, demo_evaluation, demo_rl, demo_sft
 from z1.sims.suites import simulator_of
 
+SHORTEST = 40
+"""Env steps of the shortest episode that a demo can have: its trees branch until the fourth chunk of 8."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoRunConfig:
@@ -40,6 +43,7 @@ class DemoRunConfig:
     """Continue an interrupted demo in the same folder."""
 
     def __post_init__(self) -> None:
+        require(self.horizon == 0 or self.horizon >= SHORTEST, "horizon", self.horizon, f"0, or at least {SHORTEST}")
         require(self.hosts >= 1, "hosts", self.hosts, "at least 1")
         require(self.test_episodes >= 1, "test_episodes", self.test_episodes, "at least 1")
 
@@ -160,8 +164,8 @@ def _finish(config: DemoRunConfig, out: Path, seconds: dict[str, float]) -> dict
     console.print(f"Report: {report}")
     console.print(
         "Try next:\n"
-        f"  z1 demo --task metaworld/drawer-open --horizon 150 --out runs/drawer     another task (z1 tasks)\n"
-        f"  z1 rl --policy {out / 'sft'} --task {config.task} --recipe tiny --out runs/grpo     the paper's GRPO\n"
+        f"  z1 demo --task metaworld/dial-turn --horizon 140 --out runs/dial     another task (z1 tasks)\n"
+        f"  z1 rl --policy {out / 'sft'} --task {config.task} --recipe tiny-awfm --out runs/awfm   another objective\n"
         f"  z1 eval --policy {out / 'sft'} --policy {out / 'rl'} --task {config.task} "
         "--episodes 300 --out runs/more.json"
     )

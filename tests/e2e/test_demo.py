@@ -37,7 +37,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(demo, name, function)
 
 
-ARGUMENTS = ["--task", TASK, "--horizon", "24", "--hosts", "1", "--test-episodes", "3"]
+ARGUMENTS = ["--task", TASK, "--horizon", "40", "--hosts", "1", "--test-episodes", "3"]
 
 
 def interrupt(*arguments: Any, **named: Any) -> None:
@@ -56,6 +56,8 @@ def test_the_demo_continues_after_every_interruption(
             patch.setattr(owner, name, interrupt)
             assert z1(*command, *more) == 130
 
+    text = "horizon is 39; it must be 0, or at least 40"
+    assert refused("demo", "--out", out, "--horizon", "39") == text
     stopped(SftTrainer, "_step")
     stopped(Learner, "update", "--resume")
     assert sorted(json.loads((out / "seconds.json").read_text())) == ["demonstrations", "sft"]

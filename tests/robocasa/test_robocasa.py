@@ -64,6 +64,14 @@ def test_adapter_and_robosuite_agree_bit_by_bit(tmp_path: Path, run_program: Cal
     }
 
 
+def test_collision_checks_that_are_left_out_change_nothing(run_program: Callable[..., str]) -> None:
+    rows = [
+        json.loads(line) for line in run_program("repeats_program.py", 1, "CloseDrawer", "TurnOnStove").splitlines()
+    ]
+    assert [row["same"] for row in rows] == [True, True]
+    assert min(row["asleep"] for row in rows) >= 5
+
+
 def test_snapshots_are_exact_and_not_without_their_parts(interpreter: str) -> None:
     row = benchmark().check_task(interpreter, "TurnOnMicrowave")
     assert row["flipped"]

@@ -22,6 +22,7 @@ from z1.sims.adapter import AdapterSettings, Diverged
 from z1.sims.rendering import ModelRenderer
 from z1.sims.robocasa_experts.registry import EXPERTS
 from z1.sims.robocasa_layout import CAMERAS, ROBOT, STATE_PARTS, state_of
+from z1.sims.robocasa_repeats import leave_out_repeats
 from z1.sims.robocasa_state import SceneState
 from z1.sims.robocasa_tasks import kitchens_of
 from z1.sims.snapshot import SimState
@@ -121,6 +122,7 @@ class RoboCasaScene:
         self._xml_fingerprint = self._fingerprint()
         self._still = StillBodies(self._mujoco, self._model, self._data)
         self._still.watch(self._env.sim)
+        leave_out_repeats(self._env)
         self._state = SceneState(self._mujoco, self._env, task, self._xml_fingerprint)
         self._renderer = ModelRenderer(self._model, settings, (_COLLISION_GROUP,))
         warning = self._mujoco.mjtWarning
