@@ -31,9 +31,12 @@ HOST_MODULES = (
     "errors",
     *(
         f"sims/{name}"
-        for name in ("protocol", "snapshot", "adapter", "rendering", "meshes", "stand_in_files", "recording")
+        for name in (
+            *("protocol", "snapshot", "adapter", "rendering", "meshes", "still_bodies"),
+            *("stand_in_files", "recording"),
+        )
     ),
-    *(f"sims/robocasa_{name}" for name in ("layout", "tasks", "scene", "state", "files", "recorded")),
+    *(f"sims/robocasa_{name}" for name in ("layout", "tasks", "scene", "repeats", "state", "files", "recorded")),
     *sorted(f"{EXPERTS}/{path.stem}" for path in (Path(z1.__file__).parent / EXPERTS).glob("*.py")),
 )
 ADAPTERS = ("sims/metaworld", "sims/robocasa")
