@@ -233,6 +233,19 @@ def test_gradient_reaches_expert_and_prefix(case: Case) -> None:
     assert missing == []
 
 
+def test_gradient_is_bit_equal_whatever_the_threads_do(case: Case) -> None:
+    """Many rows have a time in common, so the gradient of its modulation is a sum over rows."""
+    rows, threads = torch.arange(B).repeat(32), torch.get_num_threads()
+    weights = list(case.model.expert.parameters())
+    torch.set_num_threads(4)
+    try:
+        gradients = [torch.autograd.grad(recompute(case, rows=rows).sum(), weights) for _ in range(20)]
+    finally:
+        torch.set_num_threads(threads)
+    for others in gradients[1:]:
+        assert all(torch.equal(*pair) for pair in zip(gradients[0], others, strict=True))
+
+
 @pytest.mark.parametrize("noise", [{"correlation": 0.8}, {"modes": 2}, {"correlation": 0.8, "modes": 1}])
 def test_slow_movements(case: Case, noise: dict[str, Any]) -> None:
     """Correlated noise is what is added; log-probs recomputed are those recorded: of the noise's movements."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from z1.policy import flow
 from z1.policy.chunk_noise import correlated, movement_log_prob
@@ -143,7 +144,8 @@ def chunk_log_prob(
     table = model.modulation_table(denoise_steps)
     log_probs = []
     for before, after, index in zip(x_t.unbind(1), x_next.unbind(1), sde_index.unbind(1), strict=True):
-        v = model.modulated_velocity(prefix, before, table[index])
+        modulation = functional.embedding(index, table)  # table[index], whose gradient sums in the order of the threads
+        v = model.modulated_velocity(prefix, before, modulation)
         mean, std, log_std = flow.sde_moments(before, v, index, denoise_steps, noise_level, correlation)
         log_probs.append(_log_prob(after, mean, std, log_std, executed_mask, counted_dims, correlation, modes))
     return torch.stack(log_probs, dim=1)
