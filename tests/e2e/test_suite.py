@@ -27,7 +27,7 @@ def test_a_failed_task_is_reported_the_rest_goes_on_and_the_suite_continues(
         ],
         "recipe": "debug",
         "env_step_budget": 100,
-        "marks": 1,
+        "validate_every": 100,
         "validation_episodes": 2,
         "test_episodes": 4,
     }

@@ -38,7 +38,7 @@ _KITCHEN: dict[str, tuple[str, TaskPlan]] = {
     "sweep-into": ("pick and place", _plan(200, 25, 450)),
     "box-close": ("pick and place", _plan(200, 40, 600)),
     "peg-insert-side": ("pick and place", _plan(200, 100, 1200)),
-    "door-open": ("doors", _plan(150, 12, 250)),
+    "door-open": ("doors", _plan(150, 12, 125)),
     "door-close": ("doors", _plan(150, 6, 120)),
     "door-lock": ("doors", _plan(150, 12, 250)),
     "door-unlock": ("doors", _plan(150, 12, 250)),

@@ -61,7 +61,10 @@ class SuiteRunConfig:
     tasks: tuple[str, ...] = ()
     """Only these tasks of the suite. Empty: all."""
     env_step_budget: int = 0
-    """Env steps of RL per task, in place of the suite's. 0: the suite's."""
+    """Env steps of RL per task, in place of the suite's. 0: the suite's. Raised with ``resume``: finished runs go on."""
+    probe_env_steps: int | None = None
+    """Env steps of a probe of selective joint training, in place of the suite's; 0: no probes, only the expert trains.
+    """
     jobs: int = 0
     """Jobs at a time, each on one core; with GPUs they take turns. 0: as many as there are cores."""
     resume: bool = False
@@ -102,9 +105,9 @@ def chosen_suite(config: SuiteRunConfig) -> Suite:
         suite = with_tasks(suite, config.tasks)
     if config.data:
         suite = with_datasets(suite, Path(config.data))
-    if config.env_step_budget:
-        suite = suite_from_dict({**suite_to_dict(suite), "env_step_budget": config.env_step_budget})
-    return suite
+    asked = {"env_step_budget": config.env_step_budget or None, "probe_env_steps": config.probe_env_steps}
+    given = {name: value for name, value in asked.items() if value is not None}
+    return suite_from_dict({**suite_to_dict(suite), **given}) if given else suite
 
 
 def run_suite(config: SuiteRunConfig) -> int:

@@ -19,6 +19,9 @@ VARIANT = "rl"
 ONE_POLICY = "all"
 """SFT group of a suite with one multi-task policy."""
 
+PROBE_ENV_STEPS = 20_000
+"""Env steps of a probe in the suites that z1 knows."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuiteTask:
@@ -61,12 +64,16 @@ class Suite:
     """RL recipe."""
     set: Mapping[str, Any] = field(default_factory=dict)
     """Overrides of the RL recipe by dotted name, for example ``rollout.groups``."""
-    env_step_budget: int = 60_000
+    env_step_budget: int = 100_000
     """Env steps of RL per task, evaluations not counted."""
-    marks: int = 3
-    """Validations at equal distances of env steps, after the one at the start."""
+    validate_every: int = 20_000
+    """Env steps of RL from one validation to the next; there is one before RL too."""
     validation_episodes: int = 48
-    """Validation scenes at each mark; a run's best policy is chosen by them."""
+    """Validation scenes; a run's best policy is chosen by them."""
+    probe_env_steps: int = 0
+    """Env steps of a probe of selective joint training, which decides for each task whether the VLM trains. 0: no
+    probes, ``update.mode`` decides.
+    """
     test_episodes: int = 100
     """Test scenes on which the SFT policy and the RL policy of each task are compared."""
     seed: int = 0
@@ -74,6 +81,13 @@ class Suite:
 
     def __post_init__(self) -> None:
         require(bool(self.tasks), "tasks", self.tasks, "at least one")
+        require(self.validate_every >= 1, "validate_every", self.validate_every, "at least 1")
+        require(self.probe_env_steps >= 0, "probe_env_steps", self.probe_env_steps, "at least 0")
+        if self.env_step_budget < 2 * self.probe_env_steps:
+            raise ConfigError(
+                f"env_step_budget is {self.env_step_budget}; it must hold two probes of probe_env_steps "
+                f"({self.probe_env_steps}). Lower probe_env_steps, or set it to 0 to train without probes"
+            )
 
     @property
     def trainable(self) -> tuple[SuiteTask, ...]:
@@ -106,16 +120,20 @@ class Suite:
             tasks=tuple(self._study_task(task) for task in self.trainable),
             variants=(Variant(name=VARIANT),),
             recipe=self.recipe,
-            set=self.set,
+            set=self._selection | self.set,
             sft_recipe=self.sft_recipe,
             sft_policy=self.sft_policy,
             seeds=(self.seed,),
             sft_per_seed=True,
             env_step_budget=self.env_step_budget,
-            marks=self.marks,
+            marks=max(1, self.env_step_budget // self.validate_every),
             validation_episodes=self.validation_episodes,
             test_episodes=self.test_episodes,
         )
+
+    @property
+    def _selection(self) -> dict[str, Any]:
+        return {"selection": "auto", "probe_env_steps": self.probe_env_steps} if self.probe_env_steps else {}
 
     def _study_task(self, task: SuiteTask) -> StudyTask:
         group = {"task": "", "category": task.category, "suite": ONE_POLICY}[self.sft]
@@ -146,7 +164,7 @@ def read_suite(name_or_file: str) -> Suite:
 def builtin_suite(name: str) -> Suite:
     """A suite that z1 knows."""
     tasks = tuple(_builtin_task(task, category) for task, category in SUITES[name].items())
-    return Suite(name=name, tasks=tasks)
+    return Suite(name=name, tasks=tasks, probe_env_steps=PROBE_ENV_STEPS)
 
 
 def _builtin_task(task: str, category: str) -> SuiteTask:
