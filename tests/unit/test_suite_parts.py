@@ -10,13 +10,14 @@ import pytest
 
 from z1.ablate.jobs import Preparation, Run, SharedSft, StudyFolder, check, env_steps, jobs_of
 from z1.ablate.schedule import least_used
-from z1.ablate.study import StudyTask
+from z1.ablate.study import StudyTask, differences
 from z1.errors import ConfigError, UnknownNameError, Z1Error
 from z1.eval.stats import summarise
 from z1.files import write_json
 from z1.sims.robocasa_experts.registry import EXPERTS
 from z1.sims.suites import all_tasks
 from z1.suite.builtin import SUITES
+from z1.suite.command import SuiteRunConfig, chosen_suite
 from z1.suite.published import PUBLISHED
 from z1.suite.results import compare, gather_suite
 from z1.suite.suite import Suite, SuiteTask, builtin_suite, read_suite, suite_to_dict, with_datasets, with_tasks
@@ -105,6 +106,36 @@ def test_a_shared_policy_is_made_once_and_before_its_tasks() -> None:
     alone = suite_of().study()
     assert [job.after for job in jobs_of(alone)][:2] == ["", ""]
     check(study, folder)
+
+
+def test_probes_decide_what_trains_where_a_suite_asks_for_them() -> None:
+    study = suite_of(probe_env_steps=200, set={"rollout.groups": 2}).study()
+    assert study.set == {"selection": "auto", "probe_env_steps": 200, "rollout.groups": 2}
+    assert suite_of().study().set == {}
+    assert all(builtin_suite(name).study().set["selection"] == "auto" for name in SUITES)
+    with pytest.raises(ConfigError) as caught:
+        suite_of(probe_env_steps=201)
+    assert str(caught.value) == (
+        "env_step_budget is 400; it must hold two probes of probe_env_steps (201). Lower probe_env_steps, or set it to "
+        "0 to train without probes"
+    )
+
+
+def test_a_raised_budget_keeps_the_distance_of_validations() -> None:
+    before, after = (suite_of(env_step_budget=budget, validate_every=200).study() for budget in (400, 1000))
+    assert (before.marks, after.marks) == (2, 5)
+    assert differences(before, after) == []
+    assert differences(before, suite_of(env_step_budget=1000, validate_every=100).study())
+    assert suite_of(env_step_budget=400, validate_every=20_000).study().marks == 1
+
+
+def test_the_command_line_comes_after_the_suite(tmp_path: Path) -> None:
+    path = tmp_path / "suite.json"
+    write_json(path, {**FILE, "probe_env_steps": 100})
+    ask = SuiteRunConfig(suite=str(path), out="out", env_step_budget=900, probe_env_steps=0)
+    suite = chosen_suite(ask)
+    assert (suite.env_step_budget, suite.probe_env_steps) == (900, 0)
+    assert chosen_suite(SuiteRunConfig(suite=str(path), out="out")) == read_suite(str(path))
 
 
 def test_nothing_to_train_is_an_error() -> None:

@@ -61,7 +61,7 @@ class SuiteRunConfig:
     tasks: tuple[str, ...] = ()
     """Only these tasks of the suite. Empty: all."""
     env_step_budget: int = 0
-    """Env steps of RL per task, in place of the suite's. 0: the suite's. Raised with ``resume``: finished runs go on."""
+    """Env steps of RL per task, in place of the suite's. 0: the suite's. Raised with ``resume``, runs go on."""
     probe_env_steps: int | None = None
     """Env steps of a probe of selective joint training, in place of the suite's; 0: no probes, only the expert trains.
     """

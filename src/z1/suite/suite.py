@@ -120,7 +120,7 @@ class Suite:
             tasks=tuple(self._study_task(task) for task in self.trainable),
             variants=(Variant(name=VARIANT),),
             recipe=self.recipe,
-            set=self._selection | self.set,
+            set={**self._selection, **self.set},
             sft_recipe=self.sft_recipe,
             sft_policy=self.sft_policy,
             seeds=(self.seed,),
