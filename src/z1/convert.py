@@ -68,14 +68,16 @@ def bytes_bar(description: str) -> Iterator[OnBytes]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def open_policy(path: str | Path, *, device: torch.device | str = "cpu") -> Policy:
+def open_policy(
+    path: str | Path, *, device: torch.device | str = "cpu", dtype: Literal["float32", "bfloat16"] = "float32"
+) -> Policy:
     """A policy that a command starts from, with a progress bar.
 
     Raises:
         Z1Error: See ``load_policy``; what the checkpoint does not say has to be added by ``z1 convert`` before.
     """
     with bytes_bar(f"reading {path}") as on_bytes:
-        return load_policy(path, device=device, on_bytes=on_bytes)
+        return load_policy(path, device=device, dtype=dtype, on_bytes=on_bytes)
 
 
 def run_convert(config: ConvertConfig) -> Path:

@@ -28,7 +28,7 @@ from z1.train.selection import (
 
 FLAT = Gain(value=0.02, low=-0.03, high=0.07)
 RISING = Gain(value=0.2, low=0.1, high=0.3)
-BLIND = Inputs(start_success=0.2, validation_gain=FLAT, curve_gain=FLAT, motion_failures=20, grounding_failures=80)
+BLIND = Inputs(start_success=0.2, validation_gain=FLAT, curve_gain=FLAT, failed_scenes=40, grounding_scenes=32)
 """What calls for a joint probe."""
 
 
@@ -36,7 +36,8 @@ def test_no_gain_and_objects_never_reached_call_for_a_joint_probe() -> None:
     verdict = after_expert_probe(BLIND)
     assert verdict.joint
     assert verdict.reason == (
-        "no clear gain; in 80 of 100 failures (80%) the object was not reached, clearly more than 50%: a failure to see"
+        "no clear gain; in 32 of 40 scenes with failures (80%) most of them did not reach the object, clearly more "
+        "than 50%: a failure to see"
     )
 
 
@@ -55,18 +56,18 @@ def test_no_gain_and_objects_never_reached_call_for_a_joint_probe() -> None:
             "probe",
         ),
         (
-            {"motion_failures": 9, "grounding_failures": 10},
-            "no clear gain, but only 19 failures were diagnosed, fewer than 20",
+            {"failed_scenes": 9, "grounding_scenes": 9},
+            "no clear gain, but only 9 scenes had diagnosed failures, fewer than 10",
         ),
         (
-            {"motion_failures": 80, "grounding_failures": 20},
-            "no clear gain; in 20 of 100 failures (20%) the object was not reached, not clearly more than 50%: a "
-            "failure to move",
+            {"failed_scenes": 40, "grounding_scenes": 8},
+            "no clear gain; in 8 of 40 scenes with failures (20%) most of them did not reach the object, not clearly "
+            "more than 50%: a failure to move",
         ),
         (
-            {"motion_failures": 48, "grounding_failures": 52},
-            "no clear gain; in 52 of 100 failures (52%) the object was not reached, not clearly more than 50%: a "
-            "failure to move",
+            {"failed_scenes": 40, "grounding_scenes": 21},
+            "no clear gain; in 21 of 40 scenes with failures (52%) most of them did not reach the object, not clearly "
+            "more than 50%: a failure to move",
         ),
     ],
 )
@@ -112,11 +113,13 @@ def test_paired_outcomes() -> None:
 
 
 def test_a_line_and_its_error_by_hand() -> None:
-    """Points (1, 0.1), (2, 0.3), (3, 0.2): slope 0.05, residuals -0.05, 0.1, -0.05, error sqrt(0.015 / 1 / 2)."""
+    """Points (1, 0.1), (2, 0.3), (3, 0.2): slope 0.05, residuals -0.05, 0.1, -0.05, error sqrt(0.015 / 1 / 2);
+    Student's t at 80 % with 1 degree of freedom is 3.078.
+    """
     gain = line_gain([1, 2, 3], [0.1, 0.3, 0.2])
     assert gain is not None
     assert gain.value == pytest.approx(0.15)
-    assert (gain.high - gain.value) / 3 == pytest.approx(1.2815516 * math.sqrt(0.0075))
+    assert (gain.high - gain.value) / 3 == pytest.approx(3.0776835 * math.sqrt(0.0075))
     assert gain.value - gain.low == pytest.approx(gain.high - gain.value)
     assert line_gain([1, 2], [0.1, 0.3]) is None
 
@@ -135,22 +138,27 @@ def test_a_steady_curve_is_clear_and_a_noisy_one_is_not() -> None:
 def test_failures_are_told_apart_by_how_near_successes_come() -> None:
     """Within 0.1 m; where successes stay at 0.2 m (they push with the arm), within 0.22 m."""
     nearest, success = [0.03, 0.05, 0.09, 0.11, 0.3, math.inf], [True, True, False, False, False, False]
-    assert failure_modes(nearest, success) == {"rollout/motion_failures": 1, "rollout/grounding_failures": 2}
-    assert failure_modes([0.2, 0.21, 0.23], [True, False, False]) == {
-        "rollout/motion_failures": 1,
-        "rollout/grounding_failures": 1,
-    }
-    assert failure_modes([0.09, 0.2], [False, False]) == {"rollout/motion_failures": 1, "rollout/grounding_failures": 1}
-    assert failure_modes([math.inf] * 3, [True, False, False]) == {}
+    assert counts(nearest, success, [0] * 6) == (1, 2, 1, 1)
+    assert counts([0.2, 0.21, 0.23], [True, False, False], [0] * 3) == (1, 1, 1, 0), "half is not most"
+    assert counts([0.09, 0.2], [False, False], [4, 7]) == (1, 1, 2, 1)
+    assert counts([0.2] * 7 + [0.01] * 3, [False] * 10, [0] * 7 + [1, 2, 3]) == (3, 7, 4, 1), "a scene counts once"
+    assert failure_modes([math.inf] * 3, [True, False, False], [0] * 3) == {}
 
 
-def records(outcomes: tuple[str, str], success: list[float], *, grounding: int = 40) -> list[dict[str, Any]]:
+def counts(nearest: list[float], success: list[bool], scene: list[int]) -> tuple[float, ...]:
+    modes = failure_modes(nearest, success, scene)
+    names = ("motion_failures", "grounding_failures", "failed_scenes", "grounding_scenes")
+    assert len(modes) == len(names)
+    return tuple(modes[f"rollout/{name}"] for name in names)
+
+
+def records(outcomes: tuple[str, str], success: list[float], *, grounding: int = 4) -> list[dict[str, Any]]:
     """A probe: a validation at either end, an iteration of 1000 env steps for each rate."""
     rows: list[dict[str, Any]] = [{"iteration": -1, "eval/success": outcomes[0].count("1") / len(outcomes[0])}]
     rows[0]["eval/outcomes"] = outcomes[0]
     for number, rate in enumerate(success):
         rows.append({"iteration": number, "cost/env_steps": 1000 * (number + 1), "rollout/success": rate})
-        rows[-1] |= {"rollout/motion_failures": 10, "rollout/grounding_failures": grounding}
+        rows[-1] |= {"rollout/failed_scenes": 5, "rollout/grounding_scenes": grounding}
     rows[-1] |= {"eval/success": outcomes[1].count("1") / len(outcomes[1]), "eval/outcomes": outcomes[1]}
     return rows
 
@@ -164,7 +172,7 @@ def test_inputs_come_from_the_records() -> None:
     assert inputs.start_success == pytest.approx(0.2)
     assert inputs.validation_gain is not None
     assert inputs.validation_gain.value == 0.0
-    assert (inputs.motion_failures, inputs.grounding_failures) == (40, 160)
+    assert (inputs.failed_scenes, inputs.grounding_scenes) == (20, 16)
     assert after_expert_probe(inputs).joint
 
 

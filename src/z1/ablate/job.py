@@ -132,6 +132,7 @@ def _evaluation_config(study: Study, config: RlConfig, policy: str, out: Path) -
         out=str(out),
         episodes=study.test_episodes,
         device=config.device,
+        precision=config.precision,
         sim=config.sim,
         acting=config.acting,
     )

@@ -29,6 +29,7 @@ from z1.rollout.collector import check_chunk_length
 from z1.rollout.videos import choose_scenes, film_episode
 from z1.sims.pool import SimPool
 from z1.sims.suites import simulator_of
+from z1.train.trained import settled_precision
 from z1.types import Scene, SimInfo
 
 
@@ -41,12 +42,13 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
     out = Path(config.out)
     _check_output(out, overwrite=config.overwrite)
     device = pick_device(config.device)
+    precision = settled_precision(config.precision, device)
     for task in config.task:
         simulator_of(task)
         if config.task.count(task) > 1:
             raise ConfigError(f"task names {task} {config.task.count(task)} times; name each task once")
     places = [policy_place(path) for path in config.policy]
-    policies = [open_policy(place, device=device) for place in places]
+    policies = [open_policy(place, device=device, dtype=precision) for place in places]
     for policy in policies:
         check_chunk_length(policy, config.acting)
     episodes: list[dict[str, Any]] = []
@@ -57,7 +59,7 @@ def run_eval(config: EvalConfig) -> dict[str, Any]:
         for number, policy in enumerate(policies):
             with open_pool(policy, task, config.sim) as pool:
                 horizons[task] = pool.horizon_of(task)
-                protocol |= _protocol(config, pool.info, horizons)
+                protocol |= _protocol(config, precision, pool.info, horizons)
                 label = f"{task}, {config.policy[number]}"
                 episodes += _evaluate_one(pool, policy, config, scenes, number, label)
     names = policy_names(config.policy)
@@ -135,7 +137,9 @@ def record_videos(config: EvalConfig, folder: Path, *, count: int = 3, camera: s
         camera: Camera to film with; empty: the policies' first.
     """
     chosen = choose_scenes(read_json(Path(config.out), RunFolderError), count)
-    policies = [open_policy(policy_place(path)) for path in config.policy[:2]]
+    device = pick_device(config.device)
+    dtype = settled_precision(config.precision, device)
+    policies = [open_policy(policy_place(path), device=device, dtype=dtype) for path in config.policy[:2]]
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     with (
@@ -164,7 +168,7 @@ def record_videos(config: EvalConfig, folder: Path, *, count: int = 3, camera: s
     write_json(folder / "videos.json", rows)
 
 
-def _protocol(config: EvalConfig, info: SimInfo, horizons: dict[str, int]) -> dict[str, Any]:
+def _protocol(config: EvalConfig, precision: str, info: SimInfo, horizons: dict[str, int]) -> dict[str, Any]:
     return {
         "success": "first success",
         "episodes": config.episodes,
@@ -175,6 +179,7 @@ def _protocol(config: EvalConfig, info: SimInfo, horizons: dict[str, int]) -> di
         "denoise_steps": config.acting.denoise_steps,
         "chunk_length": config.acting.chunk_length,
         "denoising": "ODE",
+        "precision": precision,
         "instruction": config.instruction or "the task's own",
         **simulator_record(info),
     }

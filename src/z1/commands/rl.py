@@ -73,9 +73,10 @@ def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
     if state.best is not None:
         console.print(f"Best validation success {state.best:.1%} after iteration {state.best_step}")
     console.print(f"Policy: {run.path / 'policy'}")
+    precision = "" if config.precision == "float32" else f"--precision {config.precision} "
     console.print(
         f"Next: z1 eval --policy {config.policy} --policy {run.path} --task {config.task} "
-        f"--out {run.path / 'evaluation.json'}; z1 report {run.path}"
+        f"{precision}--out {run.path / 'evaluation.json'}; z1 report {run.path}"
     )
     return run.path
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from z1.config.base import (
     ActingConfig,
+    Precision,
     SimConfig,
     require,
 )
@@ -38,6 +39,10 @@ class EvalConfig:
     """Whether an existing output file is replaced."""
     device: str = "auto"
     """``cpu``, ``cuda`` or ``auto``."""
+    precision: Precision = "float32"
+    """What the networks compute in; a policy that was trained in bfloat16 acts a little differently in float32.
+    ``auto``: bfloat16 on a GPU, float32 on a CPU.
+    """
     sim: SimConfig = field(default_factory=SimConfig)
     acting: ActingConfig = field(default_factory=ActingConfig)
 

@@ -55,14 +55,14 @@ def selection_rows(selection: Mapping[str, Any] | None) -> list[dict[str, str]]:
     if selection is None:
         return []
     inputs, other = selection["inputs"], selection["counterfactual"]
-    failures = f"{inputs['grounding_failures']} of {inputs['grounding_failures'] + inputs['motion_failures']}"
+    scenes = f"{inputs['grounding_scenes']} of {inputs['failed_scenes']}"
     rows = {
         "decision": NAMES[selection["decision"]] + " training",
         "reason": selection["reason"] + ".",
         "validation success before RL": text.percent(inputs["start_success"]),
         "validation gain of the expert-only probe": _gain(inputs["validation_gain"]),
         "gain of its training rollouts, by a line": _gain(inputs["curve_gain"]),
-        "failures that did not reach the object": failures,
+        "scenes whose failures mostly did not reach the object": scenes,
     }
     for mode, probe in selection["probes"].items():
         rows[f"{NAMES[mode]} probe"] = (

@@ -88,9 +88,9 @@ def whitening(chunk_length: int, correlation: float, modes: int) -> tuple[Tensor
         movements and ``-log det M - number log(2 pi) / 2``. On the CPU, do not write to them.
     """
     width = modes or chunk_length
-    matrices = torch.zeros(chunk_length + 1, width, chunk_length, dtype=torch.float64)
-    constants = torch.zeros(chunk_length + 1, 2, dtype=torch.float64)
     with torch.inference_mode(False):
+        matrices = torch.zeros(chunk_length + 1, width, chunk_length, dtype=torch.float64)
+        constants = torch.zeros(chunk_length + 1, 2, dtype=torch.float64)
         for steps in range(1, chunk_length + 1):
             movements = cosines(steps, modes) if modes else torch.eye(steps, dtype=torch.float64)
             root = torch.linalg.cholesky(movements.T @ _correlation(steps, correlation) @ movements)

@@ -191,12 +191,14 @@ class Learner:
         return result
 
     def _minibatches(self, count: int, iteration: int, epoch: int) -> list[Tensor]:
-        """Row indices of an epoch's minibatches; with a single one the rows keep their order."""
+        """Row indices of an epoch's minibatches, with a single one in order; of about equal size, since each makes a
+        step of its own and may end the update: a rest of a few chunks would do both by chance.
+        """
         size = self._update.minibatch or count
         if size >= count:
             return [torch.arange(count)]
         order = self._seeds.rng("iteration", iteration, "epoch", epoch, "order").permutation(count)
-        return list(torch.from_numpy(order).split(size))
+        return list(torch.from_numpy(order).tensor_split(math.ceil(count / size)))
 
     def _refuse_divergence(self, result: _Pass, iteration: int) -> None:
         """Raises ``ConfigError`` before a step on numbers that are not finite."""

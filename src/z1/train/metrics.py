@@ -48,6 +48,8 @@ METRICS: dict[str, Metric] = {
         "episodes", "Failed training rollouts in which the gripper came as near the task's object as successes need"
     ),
     "rollout/grounding_failures": Metric("episodes", "Failed training rollouts in which it did not"),
+    "rollout/failed_scenes": Metric("scenes", "Scenes with such failures of either kind"),
+    "rollout/grounding_scenes": Metric("scenes", "Those of them in which most failures were grounding failures"),
     "rollout/prefix_observations": Metric(
         "observations", "Observations whose VLM prefix the update may use, each one once; expert mode only"
     ),

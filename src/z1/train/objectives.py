@@ -136,7 +136,6 @@ class Grpo:
         """All rows: each counts in the denominator."""
         return batch
 
-    @torch.no_grad()
     def begin(
         self,
         model: Pi05,
@@ -145,11 +144,14 @@ class Grpo:
         prefix_of: PrefixOf,
         address: tuple[str | int, ...],
     ) -> float:
-        """Computes the behaviour log-probs on the training path, so that the first ratio is exactly 1."""
+        """Computes the behaviour log-probs on the training path, so that the first ratio is exactly 1.
+
+        Gradients are enabled though none is taken: without them a GPU may choose other kernels.
+        """
         behaviour = torch.empty_like(batch.recorded_log_prob)
         for index in microbatches:
             rows = batch.rows(index)
-            behaviour[index] = self._log_prob(model, rows, prefix_of(rows))
+            behaviour[index] = self._log_prob(model, rows, prefix_of(rows)).detach()
         self._behaviour = behaviour
         whole = batch.executed_mask.all(dim=1)  # what was recorded while acting counts every step of the chunk
         gap = (behaviour - batch.recorded_log_prob)[whole].abs()

@@ -22,7 +22,9 @@ RL_MAY_CHANGE = (
     "update.prefix_device_gb",
     "update.prefix_host_gb",
 )
-"""Settings that a resumed RL run may change: they say how far and where it runs, not what it computes."""
+"""Settings that a resumed RL run may change: they say how far and where it runs. Of what it computes from there on they
+change only P with ``rollout.prefix_schedule: linear``, which falls along the new length.
+"""
 
 
 def stored_config(path: Path, cls: type, kind: str) -> Any:

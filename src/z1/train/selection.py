@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from z1.eval.stats import PairedDifference, paired_difference, wilson, z_value
+from z1.eval.stats import PairedDifference, paired_difference, t_value, wilson
 from z1.train.run_folder import SELECTION_SCHEMA
 
 CONFIDENCE = 0.8
@@ -23,10 +23,12 @@ HIGH_SUCCESS = 0.9
 """Validation success before RL from which on the VLM stays frozen whatever happens: there is more to lose than gain."""
 
 GROUNDING_SHARE = 0.5
-"""Share of the failures that must be grounding failures, by the lower limit of its interval, for a joint probe."""
+"""Share of the scenes with failures in which most of them must be grounding failures, by the lower limit of its
+interval, for a joint probe. Scenes are counted, since the members of a group fail alike.
+"""
 
-MIN_FAILURES = 20
-"""Diagnosed failures below which their modes are not trusted."""
+MIN_SCENES = 10
+"""Scenes with diagnosed failures below which their modes are not trusted."""
 
 NEAR_M = 0.1
 """Metres between gripper and object within which the gripper has reached it in any task. Scripted experts come as near
@@ -46,7 +48,7 @@ RULE: dict[str, float] = {
     "confidence": CONFIDENCE,
     "high_success": HIGH_SUCCESS,
     "grounding_share": GROUNDING_SHARE,
-    "min_failures": MIN_FAILURES,
+    "min_scenes": MIN_SCENES,
     "near_m": NEAR_M,
     "near_margin_m": NEAR_MARGIN_M,
     "vlm_rate": VLM_RATE,
@@ -54,24 +56,35 @@ RULE: dict[str, float] = {
 """Every threshold, for the record."""
 
 
-def failure_modes(nearest: Sequence[float], success: Sequence[bool]) -> dict[str, float]:
+def failure_modes(nearest: Sequence[float], success: Sequence[bool], scene: Sequence[int]) -> dict[str, float]:
     """How the failures among an iteration's valid rollouts failed.
 
     Args:
         nearest: Smallest distance of each rollout between gripper and object, in metres; those whose distance the
             simulator did not tell (infinite) are left out.
         success: Whether each succeeded.
+        scene: Number of the scene that each was in.
 
     Returns:
-        Metrics: failures that had reached the object, and those that had not; empty where no distance is known.
+        Metrics: failures that had reached the object, and those that had not; scenes with failures, and those in which
+        most had not. Empty where no distance is known.
     """
-    known = [(distance, good) for distance, good in zip(nearest, success, strict=True) if math.isfinite(distance)]
+    known = [(d, good, s) for d, good, s in zip(nearest, success, scene, strict=True) if math.isfinite(d)]
     if not known:
         return {}
-    successes = [distance for distance, good in known if good]
+    successes = [distance for distance, good, _ in known if good]
     near = max(NEAR_M, float(np.median(successes)) + NEAR_MARGIN_M) if successes else NEAR_M
-    reached = [distance <= near for distance, good in known if not good]
-    return {"rollout/motion_failures": sum(reached), "rollout/grounding_failures": len(reached) - sum(reached)}
+    far: dict[int, list[bool]] = {}
+    for distance, good, number in known:
+        if not good:
+            far.setdefault(number, []).append(distance > near)
+    failures, grounding = sum(map(len, far.values())), sum(map(sum, far.values()))
+    return {
+        "rollout/motion_failures": failures - grounding,
+        "rollout/grounding_failures": grounding,
+        "rollout/failed_scenes": len(far),
+        "rollout/grounding_scenes": sum(2 * sum(own) > len(own) for own in far.values()),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,15 +117,15 @@ class Inputs:
             is valid in both.
         curve_gain: What the line through the success of the training rollouts rises over the probe; None when fewer
             than three iterations leave its error unknown.
-        motion_failures: Failed training rollouts that had reached the object.
-        grounding_failures: Those that had not.
+        failed_scenes: Training scenes with failed rollouts.
+        grounding_scenes: Those in which most of the failed rollouts had not reached the object.
     """
 
     start_success: float
     validation_gain: Gain | None
     curve_gain: Gain | None
-    motion_failures: int
-    grounding_failures: int
+    failed_scenes: int
+    grounding_scenes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +146,7 @@ def after_expert_probe(inputs: Inputs) -> Verdict:
 
     The first line that applies decides: nothing to gain, a clear gain, failures unknown, failures of motion.
     """
-    start, failures = inputs.start_success, inputs.motion_failures + inputs.grounding_failures
+    start, scenes, grounding = inputs.start_success, inputs.failed_scenes, inputs.grounding_scenes
     if start >= HIGH_SUCCESS:
         return Verdict(joint=False, reason=f"success before RL is {start:.1%}, at least {HIGH_SUCCESS:.0%}")
     for name, gain in (("validation success", inputs.validation_gain), ("training success", inputs.curve_gain)):
@@ -142,15 +155,15 @@ def after_expert_probe(inputs: Inputs) -> Verdict:
                 joint=False,
                 reason=f"expert-only training gains: {name} rose by {_points(gain)} over the probe",
             )
-    if failures < MIN_FAILURES:
+    if scenes < MIN_SCENES:
         return Verdict(
             joint=False,
-            reason=f"no clear gain, but only {failures} failures were diagnosed, fewer than {MIN_FAILURES}",
+            reason=f"no clear gain, but only {scenes} scenes had diagnosed failures, fewer than {MIN_SCENES}",
         )
-    share = inputs.grounding_failures / failures
-    low, _ = wilson(inputs.grounding_failures, failures, CONFIDENCE)
+    low, _ = wilson(grounding, scenes, CONFIDENCE)
     text = (
-        f"no clear gain; in {inputs.grounding_failures} of {failures} failures ({share:.0%}) the object was not reached"
+        f"no clear gain; in {grounding} of {scenes} scenes with failures ({grounding / scenes:.0%}) most of them did "
+        "not reach the object"
     )
     if low > GROUNDING_SHARE:
         return Verdict(joint=True, reason=f"{text}, clearly more than {GROUNDING_SHARE:.0%}: a failure to see")
@@ -199,7 +212,7 @@ def line_gain(env_steps: Sequence[float], success: Sequence[float]) -> Gain | No
     """What a line through a learning curve rises from 0 env steps to the last point.
 
     Ordinary least squares; the error comes from the points' distances to the line, so that scenes which make a whole
-    iteration easy or hard are in it.
+    iteration easy or hard are in it, and the few points widen the interval (Student's t).
 
     Args:
         env_steps: Env steps after each iteration.
@@ -216,8 +229,8 @@ def line_gain(env_steps: Sequence[float], success: Sequence[float]) -> Gain | No
     slope = float(centred @ y) / spread
     rest = y - y.mean() - slope * centred
     error = math.sqrt(float(rest @ rest) / (len(x) - 2) / spread)
-    span, z = float(x[-1]), z_value(CONFIDENCE)
-    return Gain(value=slope * span, low=(slope - z * error) * span, high=(slope + z * error) * span)
+    span, margin = float(x[-1]), t_value(CONFIDENCE, len(x) - 2) * error
+    return Gain(value=slope * span, low=(slope - margin) * span, high=(slope + margin) * span)
 
 
 def read_inputs(records: Sequence[Mapping[str, Any]]) -> Inputs:
@@ -234,8 +247,8 @@ def read_inputs(records: Sequence[Mapping[str, Any]]) -> Inputs:
         curve_gain=line_gain(
             [record["cost/env_steps"] for record in iterations], [record["rollout/success"] for record in iterations]
         ),
-        motion_failures=sum(int(record.get("rollout/motion_failures", 0)) for record in iterations),
-        grounding_failures=sum(int(record.get("rollout/grounding_failures", 0)) for record in iterations),
+        failed_scenes=sum(int(record.get("rollout/failed_scenes", 0)) for record in iterations),
+        grounding_scenes=sum(int(record.get("rollout/grounding_scenes", 0)) for record in iterations),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from z1.seeding import Seeds
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def settled_precision(precision: Precision, device: torch.device) -> Precision:
+def settled_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
     """``auto`` made definite: bfloat16 on a GPU, float32 on a CPU."""
     if precision != "auto":
         return precision

@@ -120,30 +120,34 @@ class Trainer:
         if self.state.step == 0 and not (self.folder / "metrics.jsonl").exists():  # also after a stop inside _start
             self._start()
         while not self._finished():
-            iteration = self.state.step
-            prefix = self.schedule.prefix(self.progress)
-            rollouts = self.collect(iteration, prefix)
-            valued = self.learn_values(rollouts, iteration)
-            batch = self.score(rollouts)
-            held = self._keep_prefixes(batch)
-            stats = self.update(batch, iteration)
-            self._keep_prefixes(None)
-            self.schedule.observe(rollouts.groups)
-            self.scenes.observe(rollouts.groups)
-            self.state.step = iteration + 1
-            record: dict[str, float | str] = {**self._record(iteration, rollouts, stats), "rollout/prefix": prefix}
-            record |= {**valued, **held}
-            before = self.state.totals.get("cost/env_steps", 0)
-            self._count(rollouts.cost, stats)
-            self.state.totals["time/total_s"] = time.perf_counter() - began
-            if self._validation_is_due(before):
-                record |= self.validate(iteration)
-                self.state.totals["time/total_s"] = time.perf_counter() - began
-            record |= self.state.totals
-            self.metrics.write(record)
-            self.save()
-            self._on_progress(Progress(phase="iteration", iteration=iteration, metrics=record))
+            self._iterate(began)
         return self.state
+
+    def _iterate(self, began: float) -> None:
+        """One iteration; what it has collected is let go of before the next one collects."""
+        iteration = self.state.step
+        prefix = self.schedule.prefix(self.progress)
+        rollouts = self.collect(iteration, prefix)
+        valued = self.learn_values(rollouts, iteration)
+        batch = self.score(rollouts)
+        held = self._keep_prefixes(batch)
+        stats = self.update(batch, iteration)
+        self._keep_prefixes(None)
+        self.schedule.observe(rollouts.groups)
+        self.scenes.observe(rollouts.groups)
+        self.state.step = iteration + 1
+        record: dict[str, float | str] = {**self._record(iteration, rollouts, stats), "rollout/prefix": prefix}
+        record |= {**valued, **held}
+        before = self.state.totals.get("cost/env_steps", 0)
+        self._count(rollouts.cost, stats)
+        self.state.totals["time/total_s"] = time.perf_counter() - began
+        if self._validation_is_due(before):
+            record |= self.validate(iteration)
+            self.state.totals["time/total_s"] = time.perf_counter() - began
+        record |= self.state.totals
+        self.metrics.write(record)
+        self.save()
+        self._on_progress(Progress(phase="iteration", iteration=iteration, metrics=record))
 
     def resume(self) -> None:
         """Continues from the last checkpoint of the run folder; from the start if the run ended before the first one.
@@ -407,7 +411,8 @@ class Trainer:
         self._add("time/update_s", stats.seconds if stats else 0.0)
 
     def _record(self, iteration: int, rollouts: Rollouts, stats: UpdateStats | None) -> dict[str, float]:
-        episodes = [e for group in rollouts.groups for e in group.episodes if not e.invalid]
+        numbered = [(n, e) for n, group in enumerate(rollouts.groups) for e in group.episodes if not e.invalid]
+        episodes = [episode for _, episode in numbered]
         returns = np.concatenate([group_returns(g, self.config.rollout)[g.valid] for g in rollouts.groups])
         record: dict[str, float] = {
             "iteration": iteration,
@@ -420,7 +425,7 @@ class Trainer:
             "rollout/groups_dropped": len(rollouts.dropped),
             "rollout/invalid_members": sum(int((~g.valid).sum()) for g in rollouts.groups),
         }
-        record |= failure_modes([e.nearest for e in episodes], [e.success for e in episodes])
+        record |= failure_modes([e.nearest for e in episodes], [e.success for e in episodes], [n for n, _ in numbered])
         if self.schedule.parting is not None:
             record["rollout/parting_chunk"] = self.schedule.parting
         if stats is not None:
