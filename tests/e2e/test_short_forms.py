@@ -122,6 +122,16 @@ def test_eval_does_not_depend_on_hosts_or_on_how_many_run_at_a_time(sft_run: Pat
     assert len({episode["success"] for episode in results[0]}) == 2, "a policy that solves some scenes"
 
 
+def test_eval_says_what_the_networks_computed_in(sft_run: Path, tmp_path: Path) -> None:
+    """bfloat16 rounds, so the episodes end a little otherwise, and the protocol tells."""
+    found = {}
+    for precision in ("auto", "float32", "bfloat16"):
+        arguments = ["--policy", sft_run, "--sim.hosts", "1", "--precision", precision]
+        found[precision] = evaluated(tmp_path / f"{precision}.json", *arguments)
+    assert [found[name]["protocol"]["precision"] for name in found] == ["float32", "float32", "bfloat16"]
+    assert found["auto"]["episodes"] == found["float32"]["episodes"] != found["bfloat16"]["episodes"]
+
+
 def test_videos_show_the_evaluated_episodes(sft_run: Path, untrained: Path, tmp_path: Path) -> None:
     """Filmed again, an episode ends as it was evaluated."""
     out = tmp_path / "E.json"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from z1.policy import flow
-from z1.policy.chunk_noise import correlated, cosines, movement_log_prob, step_correlation
+from z1.policy.chunk_noise import correlated, cosines, movement_log_prob, step_correlation, whitening
 
 C, D, RHO = 6, 3, 0.8
 
@@ -117,3 +117,15 @@ def test_the_correction_keeps_the_marginals_and_the_wrong_one_does_not() -> None
     torch.testing.assert_close(covariance_at_the_end(noise=RHO, correction=RHO), wanted, atol=0.01, rtol=0)
     assert float((covariance_at_the_end(noise=RHO, correction=0.0) - wanted).abs().max()) > 0.02
     assert float((covariance_at_the_end(noise=0.0, correction=RHO) - wanted).abs().max()) > 0.02
+
+
+def test_constants_first_needed_under_inference_mode_serve_gradients_later() -> None:
+    whitening.cache_clear()
+    value = torch.zeros(1, C, D)
+    rest = {"std": torch.ones(1, 1, 1), "log_std": torch.zeros(1, 1, 1), "executed": torch.tensor([C])}
+    with torch.inference_mode():
+        first = movement_log_prob(value, torch.zeros_like(value), **rest, correlation=RHO, modes=2)
+    mean = torch.zeros(1, C, D, requires_grad=True)
+    again = movement_log_prob(value, mean, **rest, correlation=RHO, modes=2)
+    again.sum().backward()
+    assert torch.equal(first, again)

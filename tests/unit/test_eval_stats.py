@@ -13,6 +13,7 @@ from z1.eval.stats import (
     mcnemar_exact,
     paired_difference,
     summarise,
+    t_value,
     wilson,
     z_value,
 )
@@ -34,6 +35,25 @@ def outcomes(both: int, only_b: int, only_a: int, neither: int) -> tuple[np.ndar
 def test_wilson_gives_the_published_limits(successes, n, low, high):
     # Newcombe 1998, Statistics in Medicine 17, 857, table I, method 3.
     assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "freedom", "value"),
+    [
+        (0.8, 1, 3.078),
+        (0.8, 2, 1.886),
+        (0.8, 3, 1.638),
+        (0.8, 10, 1.372),
+        (0.95, 1, 12.706),
+        (0.95, 2, 4.303),
+        (0.95, 4, 2.776),
+        (0.95, 10, 2.228),
+        (0.95, 10**6, 1.960),
+    ],
+)
+def test_quantiles_of_student_t_as_tabulated(confidence: float, freedom: int, value: float) -> None:
+    assert t_value(confidence, freedom) == pytest.approx(value, rel=0.003)
+
 
 
 def test_wilson_of_all_and_of_no_successes_touches_the_end_and_keeps_a_width():
