@@ -69,8 +69,13 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         if path.exists():
             retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
             os.replace(path, retired / path.name)
-            os.replace(temporary, path)
-            shutil.rmtree(retired, ignore_errors=True)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                os.replace(retired / path.name, path)
+                raise
+            finally:
+                shutil.rmtree(retired, ignore_errors=True)
         else:
             os.replace(temporary, path)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,15 @@ def test_a_joint_probe_that_wins_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     assert weights(tmp_path / "auto") != weights(tmp_path / "frozen")
     assert records[-1]["cost/env_steps"] == 128 * 5 + 384
     assert [record["iteration"] for record in records] == [-1, 0, 1, 2, 3, 4]
+
+
+def test_a_run_goes_on_after_its_probes_were_removed(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    auto(whole)
+    auto(parts, replace(AUTO, iterations=4))
+    shutil.rmtree(parts / "probes")
+    auto(parts, resume=True)
+    assert weights(parts) == weights(whole)
 
 
 def test_a_budget_holds_over_all_probes(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,8 +23,11 @@ from z1.ablate.job import joined, prepare, train_and_evaluate
 from z1.ablate.jobs import Preparation, Run, StudyFolder, actings, jobs_of
 from z1.ablate.schedule import Work, next_job, remaining_seconds, run_jobs, tail
 from z1.ablate.study import Study, study_from_dict, study_to_dict
-from z1.config import ActingConfig, config_to_dict
+from z1.config import ActingConfig, RlConfig, config_to_dict
+from z1.errors import ConfigError
 from z1.files import write_json
+from z1.train.resume import RL_MAY_CHANGE, check_resume
+from z1.train.run_folder import SCHEMA, RunFolder
 
 
 def study_of(**changes: Any) -> Study:
@@ -263,8 +267,13 @@ class Stages:
             self.asked.append((name, config, resume))
             out = Path(config.out)
             if name in ("run_sft", "run_rl"):
-                write_json(out / "config.json", {"config": config_to_dict(config)})
+                if resume:
+                    may_change = RL_MAY_CHANGE if isinstance(config, RlConfig) else ()
+                    check_resume(RunFolder(out).config, config, out, may_change=may_change)
+                settings = {"schema": SCHEMA, "kind": name, "config": config_to_dict(config)}
+                write_json(out / "config.json", settings)
                 write_json(out / "metrics.jsonl", {})
+                (out / "checkpoints" / "last").mkdir(parents=True, exist_ok=True)
             if name == self.interrupt:
                 raise KeyboardInterrupt
             if name == "run_eval":
@@ -322,7 +331,67 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (rl.seed, rl.out, rl.policy) == (1, str(run), str(tmp_path / "tasks" / "metaworld-door-open" / "sft"))
     assert (test.policy, test.task, test.acting) == ((str(run),), ("metaworld/door-open",), rl.acting)
     assert folder.is_finished(study, job)
-    assert sorted(path.name for path in run.iterdir()) == ["config.json", "evaluation.json", "metrics.jsonl", "policy"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "evaluation.json",
+        "metrics.jsonl",
+        "policy",
+    ]
+
+
+def test_a_study_goes_on_after_its_folder_was_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, folder, stages = study_of(), StudyFolder(tmp_path / "here"), Stages(monkeypatch)
+    prepared, job = jobs_of(study)[1], jobs_of(study)[6]
+    assert isinstance(prepared, Preparation)
+    assert isinstance(job, Run)
+    write_json(folder.sft_evaluation(job.task, None, ActingConfig()), evaluation("x", {1: False}))
+    stages.interrupt = "run_sft"
+    with pytest.raises(KeyboardInterrupt):
+        prepare(study, folder, prepared)
+    stages.interrupt = "run_rl"
+    with pytest.raises(KeyboardInterrupt):
+        train_and_evaluate(study, folder, job)
+    stages.interrupt = ""
+    folder.path.rename(tmp_path / "there")
+    moved = StudyFolder(tmp_path / "there")
+    prepare(study, moved, prepared)
+    train_and_evaluate(study, moved, job)
+    assert [name for name, _, resume in stages.asked if resume] == ["run_sft", "run_rl"]
+    assert moved.is_finished(study, job)
+
+
+def test_an_interrupted_probe_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with probes has records of its own only after the decision."""
+    study, folder, stages = study_of(), StudyFolder(tmp_path), Stages(monkeypatch)
+    job = jobs_of(study)[6]
+    assert isinstance(job, Run)
+    write_json(folder.sft_evaluation(job.task, None, ActingConfig()), evaluation("x", {1: False}))
+    stages.interrupt = "run_rl"
+    with pytest.raises(KeyboardInterrupt):
+        train_and_evaluate(study, folder, job)
+    run = folder.run(job.task, job.variant, job.seed)
+    (run / "metrics.jsonl").unlink()
+    shutil.rmtree(run / "checkpoints")
+    write_json(run / "probes" / "start" / "policy" / "config.json", {})
+    stages.interrupt = ""
+    train_and_evaluate(study, folder, job)
+    assert [resume for name, _, resume in stages.asked if name == "run_rl"] == [False, True]
+
+
+def test_nothing_is_given_up_for_a_run_that_cannot_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, folder = study_of(), StudyFolder(tmp_path)
+    Stages(monkeypatch)
+    job = jobs_of(study)[2]
+    assert isinstance(job, Run)
+    write_json(folder.sft_evaluation(job.task, None, ActingConfig()), evaluation("x", {1: False}))
+    train_and_evaluate(study, folder, job)
+    run = RunFolder(folder.run(job.task, job.variant, job.seed))
+    run.update_config({**run.config, "seed": 77})
+    with pytest.raises(ConfigError, match="seed was 77, is"):
+        train_and_evaluate(study_of(env_step_budget=9000, marks=6), folder, job)
+    assert folder.evaluation(job).exists()
+    assert (run.policy_path / "model.safetensors").exists()
 
 
 def test_a_finished_run_goes_on_to_a_larger_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

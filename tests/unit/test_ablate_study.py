@@ -138,6 +138,12 @@ def test_mistakes_in_the_study(data: Any, text: str) -> None:
             "set of variant 'v' names 'sim.horizon', which the study sets for all runs; leave it out (the tasks' "
             "horizon says it)",
         ),
+        (
+            {"sim.perturbation": "camera"},
+            "set of variant 'v' names 'sim.perturbation', but variants are compared with one evaluation of the SFT "
+            "policy; put it into the set of the study or of a task",
+        ),
+        ({"precision": "bfloat16"}, "set of variant 'v' names 'precision', but variants are compared with one"),
         ({"rollout.groups": 4.0}, "rollout.groups in set of variant 'v' is 4.0; it must be a whole number"),
         ({"rollout.groups": True}, "rollout.groups in set of variant 'v' is True; it must be a whole number"),
         ({"rollout.noise_level": "1"}, "rollout.noise_level in set of variant 'v' is '1'; it must be a finite number"),
@@ -288,6 +294,14 @@ def test_studies_may_grow_and_nothing_else() -> None:
     assert differences(before, study_from_dict(given(seeds=[0, 1], env_step_budget=9000, marks=5))) == [
         "env_step_budget was 6000, is 9000",
         "marks was 4, is 5",
+    ]
+    grouped = {"task": "metaworld/lever-pull", "horizon": 120, "dataset": "d", "sft_steps": 3, "sft_group": "all"}
+    one, two = (
+        study_from_dict(given(tasks=[grouped, {**grouped, "task": "metaworld/dial-turn"}][:number]))
+        for number in (1, 2)
+    )
+    assert differences(one, two) == [
+        "the tasks of SFT group 'all' were metaworld/lever-pull, are metaworld/lever-pull, metaworld/dial-turn"
     ]
     other = given(
         seeds=[0],

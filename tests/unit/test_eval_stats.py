@@ -55,7 +55,6 @@ def test_quantiles_of_student_t_as_tabulated(confidence: float, freedom: int, va
     assert t_value(confidence, freedom) == pytest.approx(value, rel=0.003)
 
 
-
 def test_wilson_of_all_and_of_no_successes_touches_the_end_and_keeps_a_width():
     # Closed form at n of n: low = n / (n + z^2) = 50 / (50 + 3.8415) = 0.92865.
     assert wilson(50, 50) == (pytest.approx(0.92865, abs=1e-5), 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,26 @@ def test_atomic_folder_refuses_to_replace_unless_asked(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "d", replace=True) as folder:
         (folder / "two").write_text("2")
     assert [p.name for p in (tmp_path / "d").iterdir()] == ["two"]
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_replacement_that_is_interrupted_leaves_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with atomic_folder(tmp_path / "d") as folder:
+        (folder / "one").write_text("1")
+    moves, move = [], os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        moves.append(target)
+        if len(moves) == 2:
+            raise KeyboardInterrupt
+        move(source, target)
+
+    monkeypatch.setattr("z1.files.os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "d", replace=True) as folder:
+        (folder / "two").write_text("2")
+    assert [p.name for p in (tmp_path / "d").iterdir()] == ["one"]
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 

@@ -135,6 +135,14 @@ def test_a_steady_curve_is_clear_and_a_noisy_one_is_not() -> None:
     assert not noisy.clear
 
 
+def test_a_flat_curve_is_no_gain_however_it_is_rounded() -> None:
+    for count in range(3, 8):
+        for rate in (0.1, 0.3, 0.4, 0.7):
+            gain = line_gain([6000.0 * n for n in range(1, count + 1)], [rate] * count)
+            assert gain is not None
+            assert not gain.clear
+
+
 def test_failures_are_told_apart_by_how_near_successes_come() -> None:
     """Within 0.1 m; where successes stay at 0.2 m (they push with the arm), within 0.22 m."""
     nearest, success = [0.03, 0.05, 0.09, 0.11, 0.3, math.inf], [True, True, False, False, False, False]

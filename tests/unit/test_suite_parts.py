@@ -74,11 +74,17 @@ def test_a_suite_file_is_read_strictly(tmp_path: Path) -> None:
         ({"sfd": "task"}, "unknown key in the suite 'sfd'; did you mean 'sft' or 'seed'?"),
         ({"sft": "x"}, "sft is 'x'; it must be one of 'task', 'category', 'suite'"),
         ({"tasks": []}, "tasks is (); it must be at least one"),
+        ({"tasks": FILE["tasks"][:1] * 2}, f"tasks names '{DOOR}' 2 times; name each once"),  # type: ignore[index]
+        ({"validate_every": 150}, "env_step_budget is 400; it must be a multiple of validate_every (150), or less"),
     ):
         write_json(path, {**FILE, **change})
         with pytest.raises(Z1Error) as caught:
             read_suite(str(path))
         assert str(caught.value) == text
+    for wrong in ("CloseDrawer", "metaworld/door-opne"):  # also where no demonstrations are
+        write_json(path, {**FILE, "tasks": [{"task": wrong, "category": "x", "horizon": 50, "sft_steps": 1}]})
+        with pytest.raises(UnknownNameError):
+            read_suite(str(path))
     with pytest.raises(UnknownNameError) as unknown:
         read_suite("metaworld-kitchen")
     assert "did you mean 'metaworld-kitchen24'" in str(unknown.value)

@@ -9,6 +9,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +22,9 @@ from z1.errors import RunFolderError, Z1Error
 from z1.eval.stats import summarise
 from z1.files import read_json, write_json
 from z1.recipes import SFT_RECIPES
+from z1.train.resume import RL_MAY_CHANGE, check_resume
+from z1.train.run_folder import RunFolder
+from z1.train.selective import START
 
 
 def main(arguments: list[str]) -> int:
@@ -82,7 +86,8 @@ def train_sft(study: Study, folder: StudyFolder, tasks: tuple[StudyTask, ...], o
     data = tuple(str(folder.dataset(task, seed)) for task in tasks)
     config = SFT_RECIPES[study.sft_recipe](data, str(out))
     steps = sum(task.sft_steps for task in tasks)
-    run_sft(replace(config, steps=steps, seed=seed or 0, policy=study.sft_policy), resume=_can_resume(out))
+    config = replace(config, steps=steps, seed=seed or 0, policy=study.sft_policy)
+    run_sft(config, resume=_can_resume(out, dataset=list(data)))
 
 
 def train_and_evaluate(study: Study, folder: StudyFolder, job: Run) -> None:
@@ -94,11 +99,13 @@ def train_and_evaluate(study: Study, folder: StudyFolder, job: Run) -> None:
     run = Path(config.out)
     alone = run / "evaluation-alone.json"
     if folder.goes_on(study, job):
+        _relocate(run, policy=config.policy)
+        check_resume(RunFolder(run).config, config, run, may_change=RL_MAY_CHANGE)  # before anything is given up
         for result in (folder.evaluation(job), alone):
             result.unlink(missing_ok=True)
         shutil.rmtree(run / "policy", ignore_errors=True)
     if not (run / "policy" / STANDS).exists():
-        run_rl(config, resume=_can_resume(run))
+        run_rl(config, resume=_can_resume(run, policy=config.policy))
     if not alone.exists():
         run_eval(_evaluation_config(study, config, str(run), alone))
     own = job.seed if study.sft_per_seed else None
@@ -138,12 +145,22 @@ def _evaluation_config(study: Study, config: RlConfig, policy: str, out: Path) -
     )
 
 
-def _can_resume(run: Path) -> bool:
-    """Whether a run has records to go on from; what is left of one that was interrupted before the first is removed."""
-    if (run / "config.json").exists() and (run / "metrics.jsonl").exists():
+def _can_resume(run: Path, **places: Any) -> bool:
+    """Whether a run has something to go on from, which it is then told to find in its places; what is left of one that
+    was interrupted before is removed.
+    """
+    folder = RunFolder(run)
+    if folder.config_path.exists() and any(part.exists() for part in (folder.last_checkpoint, run / START)):
+        _relocate(run, **places)
         return True
     shutil.rmtree(run, ignore_errors=True)
     return False
+
+
+def _relocate(run: Path, **places: Any) -> None:
+    """Tells a run that was begun where the study's own files are now: its folder may be named otherwise, or moved."""
+    folder = RunFolder(run)
+    folder.update_config({**folder.config, "out": str(run), **places})
 
 
 def _end_with_the_parent() -> None:

@@ -55,7 +55,7 @@ def run_config(study: Study, task: StudyTask, variant: Variant, seed: int, *, po
     settings = {
         **_checked(study.set, "set"),
         **_checked(task.set, f"set of task {task.task}"),
-        **_checked(variant.set, f"set of variant {variant.name!r}"),
+        **_checked_variant(variant),
         "seed": seed,
         "iterations": ITERATIONS,
         "env_step_budget": study.env_step_budget,
@@ -103,6 +103,19 @@ def _checked(overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
             )
         _check_type(known[name], f"{name} in {where}", value)
     return dict(overrides)
+
+
+def _checked_variant(variant: Variant) -> dict[str, Any]:
+    """A variant's overrides; it may not change what the policies are tested in, since SFT is tested once for all."""
+    where = f"set of variant {variant.name!r}"
+    known = _checked(variant.set, where)
+    for name in known:
+        if name.startswith("sim.") or name in ("precision", "device"):
+            raise ConfigError(
+                f"{where} names {name!r}, but variants are compared with one evaluation of the SFT policy; "
+                "put it into the set of the study or of a task"
+            )
+    return known
 
 
 def _check_type(hint: Any, where: str, value: Any) -> None:

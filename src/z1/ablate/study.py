@@ -127,6 +127,9 @@ class Study:
         _check_unique("tasks", [task.task for task in self.tasks])
         _check_unique("variants", [variant.name for variant in self.variants])
         _check_unique("seeds", list(self.seeds))
+        groups = dict.fromkeys(task.sft_group for task in self.tasks if task.sft_group)
+        if groups:
+            _check_unique("sft_group", [group.replace(" ", "-") for group in groups])
         require(min(self.seeds) >= 0, "seeds", list(self.seeds), "at least 0")
         _check_recipe(self.recipe)
         if self.sft_recipe not in SFT_RECIPES:
@@ -206,7 +209,8 @@ def study_to_dict(study: Study) -> dict[str, Any]:
 def differences(stored: Study, study: Study) -> list[str]:
     """What keeps a study from continuing a stored one: every difference but added tasks, variants, seeds and marks.
 
-    Marks are added by a raised ``env_step_budget`` at the old distance; every run then goes on to the new budget.
+    A task cannot be added to an SFT group, whose policy would not know it. Marks are added by a raised
+    ``env_step_budget`` at the old distance; every run then goes on to the new budget.
 
     Args:
         stored: As it was started.
@@ -235,6 +239,10 @@ def differences(stored: Study, study: Study) -> list[str]:
                     f"{name} was {entry[name]!r}, is {other[name]!r}" for name in entry if entry[name] != other[name]
                 ]
                 found.append(f"{key} {entry[identity]!r}: {', '.join(changed)}")
+    for group in dict.fromkeys(task.sft_group for task in stored.tasks if task.sft_group):
+        old, new_members = ([task.task for task in part.tasks if task.sft_group == group] for part in (stored, study))
+        if set(old) != set(new_members):
+            found.append(f"the tasks of SFT group {group!r} were {', '.join(old)}, are {', '.join(new_members)}")
     gone = [seed for seed in stored.seeds if seed not in study.seeds]
     return found + ([f"seeds has no {', '.join(map(str, gone))} any more"] if gone else [])
 

@@ -33,7 +33,7 @@ from z1.train.selection import describe
 from z1.train.selective import START, SelectiveRun
 from z1.train.trained import settled_precision
 from z1.train.trainer import Progress as TrainerProgress
-from z1.train.trainer import Trainer
+from z1.train.trainer import Trainer, episode_chunks
 
 
 def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
@@ -48,6 +48,7 @@ def run_rl(config: RlConfig, *, resume: bool = False) -> Path:
     policy = open_policy(source, device=device)
     check_chunk_length(policy, config.acting)
     with open_pool(policy, config.task, config.sim) as pool:
+        episode_chunks(config, pool)  # before there is a folder
         if resume:
             run = RunFolder.open(Path(config.out))
             run.update_config(config_to_dict(config))
@@ -85,7 +86,9 @@ def _run_in_one_mode(config: RlConfig, policy: Policy, pool: SimPool, run: RunFo
     """Trains to the end with ``update.mode`` and puts the policy into place."""
     with ExitStack() as stack:
         with undone_on_error(run, resume=resume):
-            metrics = stack.enter_context(MetricsWriter(run.path, wandb=config.wandb, resume=resume))
+            metrics = stack.enter_context(
+                MetricsWriter(run.path, wandb=config.wandb, config=config_to_dict(config), resume=resume)
+            )
             bar, task = stack.enter_context(progress_bar("rl", config.iterations))
             trainer = Trainer(config, policy, pool, run.path, metrics, on_progress=lambda p: _show(bar, task, p))
             if resume:
@@ -103,7 +106,9 @@ def _run_selective(
     """Trains to the end in the mode that the probes decide for, and puts the policy into place."""
     with ExitStack() as stack:
         with undone_on_error(run, resume=resume):
-            metrics = stack.enter_context(MetricsWriter(run.path, wandb=config.wandb, resume=resume))
+            metrics = stack.enter_context(
+                MetricsWriter(run.path, wandb=config.wandb, config=config_to_dict(config), resume=resume)
+            )
         bar, task = stack.enter_context(progress_bar("rl", config.iterations))
         return SelectiveRun(
             config=config,

@@ -54,7 +54,9 @@ def run_sft(config: SftConfig, *, resume: bool = False) -> Path:
     console.print(f"{policy.parameter_count / 1e6:.2f} M parameters on {device} in {config.precision}")
     with ExitStack() as stack:
         with undone_on_error(run, resume=resume):
-            metrics = stack.enter_context(MetricsWriter(run.path, wandb=config.wandb, resume=resume))
+            metrics = stack.enter_context(
+                MetricsWriter(run.path, wandb=config.wandb, config=config_to_dict(config), resume=resume)
+            )
             bar, task = stack.enter_context(progress_bar("sft", config.steps))
             trainer = SftTrainer(
                 config,

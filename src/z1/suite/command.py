@@ -140,7 +140,7 @@ def run_suite(config: SuiteRunConfig) -> int:
             raise
         show_results(suite, folder)
     show_failures(work)
-    show_next(folder, work, config)
+    show_next(folder, work)
     return FAILED if work.failures else 0
 
 
@@ -190,10 +190,10 @@ def show_without(suite: Suite) -> None:
         )
 
 
-def show_next(folder: StudyFolder, work: Work, config: SuiteRunConfig) -> None:
+def show_next(folder: StudyFolder, work: Work) -> None:
     """Prints what to do next."""
     if work.failures:
-        text = f"Next: mend what the logs say, then z1 suite run {config.suite} --out {folder.path} --resume"
+        text = f"Next: mend what the logs say, then z1 suite run {suite_path(folder)} --out {folder.path} --resume"
     else:
         text = f"Next: one run in detail: z1 report {folder.path}/runs/TASK/rl/seed-N"
     console.print(text, highlight=False, soft_wrap=True)

@@ -39,7 +39,7 @@ def make_figure(results: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> Fi
             if not estimate or estimate["value"] is None:
                 continue
             value, low, high = (100.0 * estimate[name] for name in ("value", "low", "high"))
-            axes.barh(position + offset, value, BAR, color=colour, label=label if position == 0 else "_")
+            axes.barh(position + offset, value, BAR, color=colour, label=label)
             axes.plot((low, high), (position + offset,) * 2, color="#222222", linewidth=1.0)
     axes.set_yticks(range(len(entries)), [name for name, _ in entries])
     axes.invert_yaxis()

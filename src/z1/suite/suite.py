@@ -11,6 +11,7 @@ from z1.ablate.study import Study, StudyTask, Variant, record_from_dict
 from z1.config import config_to_dict, require
 from z1.errors import ConfigError, UnknownNameError
 from z1.files import read_json
+from z1.sims.suites import simulator_of
 from z1.suite.builtin import DEMONSTRATED, SUITES, TaskPlan
 
 VARIANT = "rl"
@@ -39,6 +40,9 @@ class SuiteTask:
     """Demonstrations to record with the simulator's scripted expert. 0: none, give ``dataset``."""
     dataset: str = ""
     """Folder of demonstrations, in place of recorded ones."""
+
+    def __post_init__(self) -> None:
+        simulator_of(self.task)
 
     @property
     def has_demonstrations(self) -> bool:
@@ -81,7 +85,15 @@ class Suite:
 
     def __post_init__(self) -> None:
         require(bool(self.tasks), "tasks", self.tasks, "at least one")
+        names = [task.task for task in self.tasks]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(f"tasks names {twice[0]!r} {names.count(twice[0])} times; name each once")
         require(self.validate_every >= 1, "validate_every", self.validate_every, "at least 1")
+        if self.env_step_budget > self.validate_every and self.env_step_budget % self.validate_every:
+            raise ConfigError(
+                f"env_step_budget is {self.env_step_budget}; it must be a multiple of validate_every "
+                f"({self.validate_every}), or less"
+            )
         require(self.probe_env_steps >= 0, "probe_env_steps", self.probe_env_steps, "at least 0")
         if self.env_step_budget < 2 * self.probe_env_steps:
             raise ConfigError(

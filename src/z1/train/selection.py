@@ -41,6 +41,9 @@ NEAR_MARGIN_M = 0.02
 VLM_RATE = 0.1
 """Learning rate of the VLM in joint training, as a share of the action expert's."""
 
+ROUNDING = 1e-9
+"""Gains up to here are 0 but for rounding."""
+
 NAMES = {"expert": "expert-only", "joint": "joint"}
 """What the modes are called."""
 
@@ -104,7 +107,7 @@ class Gain:
     @property
     def clear(self) -> bool:
         """Whether it is above 0 beyond its uncertainty."""
-        return self.low > 0.0
+        return self.low > ROUNDING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

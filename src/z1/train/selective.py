@@ -82,8 +82,10 @@ class SelectiveRun:
         """The trainer of the rest of the run: at the run's checkpoint, or at the end of the probe that won."""
         probe = self.folder / PROBES / selection["decision"]
         config = mode_config(self.config, selection["decision"])
-        trainer = Trainer(config, self._policy(), self.pool, self.folder, metrics, self.on_progress)
-        if (self.folder / LAST).exists():
+        goes_on = (self.folder / LAST).exists()
+        policy = self.load(self.folder / LAST / "policy") if goes_on else self._policy()
+        trainer = Trainer(config, policy, self.pool, self.folder, metrics, self.on_progress)
+        if goes_on:
             trainer.resume()
             metrics.resume_at("iteration", trainer.state.step)
             return trainer

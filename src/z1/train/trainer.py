@@ -58,6 +58,18 @@ class Progress:
     metrics: dict[str, float | str] | None = None
 
 
+def episode_chunks(config: RlConfig, pool: SimPool) -> int:
+    """Chunks of an episode.
+
+    Raises:
+        ConfigError: ``rollout.prefix`` does not leave one to branch in.
+    """
+    chunks = -(-pool.horizon_of(config.task) // config.acting.chunk_length)
+    allowed = f"less than the {chunks} chunks of an episode of {config.task}"
+    require(config.rollout.prefix < chunks, "rollout.prefix", config.rollout.prefix, allowed)
+    return chunks
+
+
 class Trainer:
     """Improves one policy on one task.
 
@@ -99,13 +111,7 @@ class Trainer:
         self.average = WeightAverage(self.learner.trained, config.update.ema_decay)
         self.store = prefix_store(policy, config.update)
         self._filter = GroupFilter(low=config.rollout.filter_low, high=config.rollout.filter_high)
-        chunks = -(-pool.horizon_of(config.task) // config.acting.chunk_length)
-        require(
-            config.rollout.prefix < chunks,
-            "rollout.prefix",
-            config.rollout.prefix,
-            f"less than the {chunks} chunks of an episode of {config.task}",
-        )
+        chunks = episode_chunks(config, pool)
         self.schedule = PrefixSchedule(config.rollout, chunks)
         self.scenes = SceneSource(config.task, self.seeds, config.rollout.replay)
         self.critic: Critic | None = None
