@@ -29,6 +29,9 @@ RESERVED: dict[str, str] = {
 }
 """Settings that an override may not name, and what says them instead."""
 
+TEST_CONDITIONS = ("sim.quality", "sim.perturbation", "sim.perturbation_strength", "precision")
+"""Settings that an evaluation depends on as well."""
+
 ITERATIONS = 100_000
 """Iterations of a run, more than any budget of env steps lasts for."""
 
@@ -110,7 +113,7 @@ def _checked_variant(variant: Variant) -> dict[str, Any]:
     where = f"set of variant {variant.name!r}"
     known = _checked(variant.set, where)
     for name in known:
-        if name.startswith("sim.") or name in ("precision", "device"):
+        if name in TEST_CONDITIONS:
             raise ConfigError(
                 f"{where} names {name!r}, but variants are compared with one evaluation of the SFT policy; "
                 "put it into the set of the study or of a task"
