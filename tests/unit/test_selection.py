@@ -47,13 +47,11 @@ def test_no_gain_and_objects_never_reached_call_for_a_joint_probe() -> None:
         ({"start_success": 0.9}, "success before RL is 90.0%, at least 90%"),
         (
             {"validation_gain": RISING},
-            "expert-only training gains: validation success rose by +20.0 points (80% interval +10.0 to +30.0) over "
-            "the probe",
+            "a clear gain: validation success rose by +20.0 points (80% interval +10.0 to +30.0) over the probe",
         ),
         (
             {"curve_gain": RISING},
-            "expert-only training gains: training success rose by +20.0 points (80% interval +10.0 to +30.0) over the "
-            "probe",
+            "a clear gain: training success rose by +20.0 points (80% interval +10.0 to +30.0) over the probe",
         ),
         (
             {"failed_scenes": 9, "grounding_scenes": 9},
@@ -190,7 +188,7 @@ def test_a_decision_for_expert_only_training_without_a_second_probe() -> None:
     assert selection["counterfactual"] == {"mode": "joint", "probe": None}
     assert selection["joint_minus_expert"] is None
     assert selection["lost_env_steps"] == 0
-    assert describe(selection).startswith("expert-only training: expert-only training gains: validation success rose")
+    assert describe(selection).startswith("expert-only training: a clear gain: validation success rose")
     assert describe(selection).endswith("Joint training was not tried.")
 
 

@@ -156,7 +156,7 @@ def after_expert_probe(inputs: Inputs) -> Verdict:
         if gain is not None and gain.clear:
             return Verdict(
                 joint=False,
-                reason=f"expert-only training gains: {name} rose by {_points(gain)} over the probe",
+                reason=f"a clear gain: {name} rose by {_points(gain)} over the probe",
             )
     if scenes < MIN_SCENES:
         return Verdict(
