@@ -76,6 +76,7 @@ class ToyPool:
         success_at: Env steps after which a handle succeeds, by the same; 0: never.
         horizon: Env steps of an episode.
         nearest: Distance to the object in each chunk of a handle, by the same; None: not told.
+        model_per_scene: Whether it says that every scene is a model of its own.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class ToyPool:
         success_at: Callable[[Scene, int], int] | None = None,
         horizon: int = HORIZON,
         nearest: Callable[[Scene, int], float] | None = None,
+        model_per_scene: bool = False,
     ) -> None:
         self._nearest = nearest
         self.info = SimInfo(
@@ -102,6 +104,7 @@ class ToyPool:
             action_high=(1.0, 1.0),
             state_names=("x", "y"),
             control_hz=10.0,
+            model_per_scene=model_per_scene,
         )
         self.horizon = horizon
         self.counters = SimCounters()

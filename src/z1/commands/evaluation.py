@@ -19,7 +19,7 @@ from z1.commands.base import (
 from z1.config import EvalConfig
 from z1.convert import open_policy
 from z1.errors import ConfigError, RunFolderError
-from z1.eval.evaluate import evaluate_policy
+from z1.eval.evaluate import episodes_at_once, evaluate_policy
 from z1.eval.stats import summarise
 from z1.eval.tables import evaluation_table
 from z1.eval.video import write_mp4
@@ -110,7 +110,7 @@ def _evaluate_one(
             config.acting,
             scenes,
             seed=config.seed,
-            live_members=config.live_members,
+            live_members=config.live_members or episodes_at_once(pool.info),
             instruction=config.instruction,
             on_tick=lambda steps, done: bar.update(task, completed=done, note=f"{steps} env steps"),
         )

@@ -354,13 +354,15 @@ class Trainer:
 
     def _evaluate(self, iteration: int) -> list[EpisodeResult]:
         count = self.config.validation.episodes
+        rollout = self.config.rollout
+        scenes_in_rollouts = max(1, rollout.live_members // rollout.group_size)
         return evaluate_policy(
             self.pool,
             self.policy,
             self.config.acting,
             [Scene.of_split(self.config.task, "validation", i) for i in range(count)],
             seed=0,
-            live_members=self.config.rollout.live_members,
+            live_members=scenes_in_rollouts if self.pool.info.model_per_scene else rollout.live_members,
             on_tick=lambda steps, done: self._on_progress(
                 Progress(phase="evaluation", iteration=iteration, detail=f"{done} of {count} episodes")
             ),
