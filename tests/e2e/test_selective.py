@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,30 @@ def test_without_grounding_failures_the_run_is_an_expert_only_run(tmp_path: Path
     assert found["decision"] == "expert"
     assert found["reason"].endswith("a failure to move")
     assert not (tmp_path / "auto/probes/joint").exists()
+
+
+def seldom_mixed(scene: Scene, member: int) -> bool:
+    """All members succeed in most scenes, which the group filter replaces by the next."""
+    return luck(scene, member) if scene.seed % 4 == 0 else True
+
+
+def test_the_end_of_a_probe_cuts_no_iteration_short(tmp_path: Path) -> None:
+    """Also where groups are replaced and the probe ends inside an iteration."""
+    config = replace(AUTO, rollout=replace(AUTO.rollout, filter_low=0.1, filter_high=0.9), probe_env_steps=700)
+    straight, selective_run = tmp_path / "plain", tmp_path / "auto"
+    for folder, settings in ((straight, mode_config(config, "expert")), (selective_run, config)):
+        folder.mkdir()
+        with MetricsWriter(folder, tensorboard=False) as metrics:
+            pool: Any = ToyPool(outcome=seldom_mixed, nearest=lambda scene, member: 0.01)
+            if settings.selection == "auto":
+                SelectiveRun(config=settings, load=load, start="start", pool=pool, folder=folder).run(metrics)
+            else:
+                Trainer(settings, toy_policy(), pool, folder, metrics).run()
+    records = records_of(selective_run)
+    assert records == records_of(straight)
+    assert weights(selective_run) == weights(straight)
+    steps = [record.get("cost/env_steps", 0) for record in records]
+    assert any(before < 700 < after and after - before > 128 for before, after in pairwise(steps)), "it was tried"
 
 
 def test_a_lost_joint_probe_returns_exactly_and_its_cost_is_counted(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ class Trainer:
         self.seeds = Seeds(config.seed)
         self.state = TrainingState(step=0, best=None, best_step=-1, totals={})
         self._on_progress = on_progress
-        self._env_step_limits = [limit for limit in (config.env_step_budget, probe_env_steps) if limit]
+        self._ends_after = [limit for limit in (config.env_step_budget, probe_env_steps) if limit]
         objective = make_objective(
             config.update, config.acting, config.rollout, counted_dims=policy.counted_dims, seeds=self.seeds
         )
@@ -226,9 +226,13 @@ class Trainer:
         )
 
     def _env_steps_left(self) -> int:
-        """Env steps after which this iteration replaces no more groups: its own limit, or what the budget leaves."""
+        """Env steps after which this iteration replaces no more groups: its own limit, or what the budget leaves.
+
+        The end of a probe cuts no iteration short, so that the run that goes on from there is the one without a probe.
+        """
+        limit, budget = self.config.rollout.max_env_steps, self.config.env_step_budget
         spent = int(self.state.totals.get("cost/env_steps", 0))
-        return min([self.config.rollout.max_env_steps, *(limit - spent for limit in self._env_step_limits)])
+        return min(limit, budget - spent) if budget else limit
 
     def keeps(self, group: RolloutGroup) -> bool:
         """The group filter: bounds on the mean return, and something to train on beyond what all members share."""
@@ -330,7 +334,7 @@ class Trainer:
 
     def _finished(self) -> bool:
         config, totals = self.config, self.state.totals
-        spent_steps = any(totals.get("cost/env_steps", 0) >= limit for limit in self._env_step_limits)
+        spent_steps = any(totals.get("cost/env_steps", 0) >= limit for limit in self._ends_after)
         spent_time = config.time_budget_s and totals.get("time/total_s", 0.0) >= config.time_budget_s
         return bool(self.state.step >= config.iterations or spent_steps or spent_time)
 
