@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Literal
 
 import pytest
 import torch
+from rich.console import Console
 
 from toy import TASK, ToyPool, toy_policy
 from z1.commands import base, evaluation
@@ -199,3 +201,23 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError), undone_on_error(run, resume=False):
         raise ConfigError("a setting")
     assert run.metrics_path.read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("every_s", "terminal", "expected"),
+    [
+        (0.0, False, ["sft 1/2 after 0 s: loss [1]", "sft 2/2 after 0 s"]),
+        (0.0, True, []),
+        (1000.0, False, []),
+    ],
+)
+def test_progress_is_written_in_lines_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, every_s: float, terminal: bool, expected: list[str]
+) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(base, "console", Console(file=written, width=100, force_terminal=terminal))
+    monkeypatch.setattr(base, "LINE_EVERY_S", every_s)
+    with base.progress_bar("sft", 2) as (bar, task):
+        bar.update(task, completed=1, note="loss [1]")
+        bar.update(task, completed=2, note="")
+    assert [line for line in written.getvalue().splitlines() if " after " in line] == expected

@@ -18,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from z1.config import SimConfig
 from z1.errors import CheckpointError, ConfigError
@@ -33,10 +34,31 @@ console = Console()
 SMALL_WIDTH = 512
 """VLM width below which a policy counts as small."""
 
+LINE_EVERY_S = 30.0
+"""Seconds between two lines of progress where there is no terminal."""
+
+
+class ProgressLines(Progress):
+    """A progress display that writes a line now and then where it can draw no bar, so that a log says how far it is."""
+
+    _told_s = 0.0
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        """See ``Progress.update``."""
+        super().update(task_id, **fields)
+        task = self._tasks[task_id]
+        elapsed = task.elapsed or 0.0
+        if self.console.is_terminal or elapsed - self._told_s < LINE_EVERY_S:
+            return
+        self._told_s = elapsed
+        total = "" if task.total is None else f"/{task.total:.0f}"
+        line = f"{task.description} {task.completed:.0f}{total} after {elapsed:.0f} s"
+        self.console.print(Text(f"{line}: {note}" if (note := task.fields["note"]) else line))
+
 
 @contextmanager
 def progress_bar(description: str, total: int | None) -> Iterator[tuple[Progress, TaskID]]:
-    """A progress bar with counts, elapsed and remaining time."""
+    """A progress bar with counts, elapsed and remaining time; lines where there is no terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -45,7 +67,7 @@ def progress_bar(description: str, total: int | None) -> Iterator[tuple[Progress
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, transient=False) as progress:
+    with ProgressLines(*columns, console=console, transient=False) as progress:
         yield progress, progress.add_task(description, total=total, note="")
 
 
