@@ -20,12 +20,13 @@ import pytest
 from command_line import z1
 from z1.ablate.command import locked
 from z1.ablate.job import joined, prepare, train_and_evaluate
-from z1.ablate.jobs import Preparation, Run, StudyFolder, actings, jobs_of
+from z1.ablate.jobs import USUAL_RATES, Preparation, Run, StudyFolder, actings, jobs_of, usual_rate
 from z1.ablate.schedule import Work, next_job, remaining_seconds, run_jobs, tail
 from z1.ablate.study import Study, study_from_dict, study_to_dict
 from z1.config import ActingConfig, RlConfig, config_to_dict
 from z1.errors import ConfigError
 from z1.files import write_json
+from z1.sims.suites import all_tasks, simulator_of
 from z1.train.resume import RL_MAY_CHANGE, check_resume
 from z1.train.run_folder import SCHEMA, RunFolder
 
@@ -442,6 +443,7 @@ def test_the_plan_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str
     )
     assert not (tmp_path / "o").exists()
     assert z1("ablate", path, "--out", tmp_path / "o", "--plan") == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(" at 600 env steps/s each.")
 
 
 def test_folders_are_continued_only_with_the_same_study(tmp_path: Path, refused: Callable[..., str]) -> None:
@@ -500,3 +502,13 @@ def test_a_request_to_end_is_an_interruption(tmp_path: Path, monkeypatch: pytest
     assert z1("ablate", path, "--out", tmp_path / "o") == 130
     assert signal.getsignal(signal.SIGTERM) is before
     assert (tmp_path / "o" / "table.md").exists()
+
+
+def test_usual_rates_are_those_of_the_simulator() -> None:
+    def job(task: str) -> Run:
+        study = study_of(tasks=[{"task": task, "horizon": 100, "policy": "p"}])
+        (run, *_) = [job for job in jobs_of(study) if isinstance(job, Run)]
+        return run
+
+    assert usual_rate(job("robocasa/CloseDrawer")) < usual_rate(job("metaworld/door-open"))
+    assert set(USUAL_RATES) == {simulator_of(task) for task in all_tasks()}

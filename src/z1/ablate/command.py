@@ -18,7 +18,7 @@ from rich.text import Text
 
 from z1.ablate.figure import write_figure
 from z1.ablate.gather import gather
-from z1.ablate.jobs import Job, Run, StudyFolder, check, env_steps, estimated_seconds, jobs_of
+from z1.ablate.jobs import Job, Run, StudyFolder, check, env_steps, estimated_seconds, jobs_of, usual_rate
 from z1.ablate.schedule import Work, remaining_seconds, run_jobs
 from z1.ablate.study import Study, differences, read_study, study_to_dict
 from z1.ablate.table import markdown, missing_text, terminal_table
@@ -52,12 +52,14 @@ class AblateConfig:
     """Print the jobs, their env steps and the estimated time, and run nothing."""
     report: bool = False
     """Write table and figure of what is finished, and run nothing; jobs may be running meanwhile."""
-    rate: float = 600.0
-    """Env steps per second and core, for estimates of time before jobs have finished."""
+    rate: float = 0.0
+    """Env steps per second and core, for estimates of time before jobs have finished. 0: what the tiny policy was
+    measured to do in each simulator, updates and scene builds included.
+    """
 
     def __post_init__(self) -> None:
         require(self.jobs >= 0, "jobs", self.jobs, "at least 0")
-        require(self.rate > 0, "rate", self.rate, "positive")
+        require(self.rate >= 0, "rate", self.rate, "at least 0")
         if self.plan and self.report:
             raise ConfigError("plan and report exclude each other; choose one")
 
@@ -284,9 +286,10 @@ def show_plan(study: Study, folder: StudyFolder, workers: int, rate: float) -> N
     training = study.env_step_budget * sum(isinstance(job, Run) for job in left)
     total = sum(env_steps(study, folder, job) for job in left)
     seconds = sum(estimated_seconds(study, folder, job, rate) for job in left) / workers
+    at = " and ".join(f"{r:.0f}" for r in sorted({rate or usual_rate(job) for job in left or jobs}))
     console.print(
         f"{plural(len(left), 'job')} to run: {total:,} env steps at most, {training:,} of them training. About "
-        f"{duration(seconds)} on {plural(workers, 'core')} at {rate:.0f} env steps/s each.",
+        f"{duration(seconds)} on {plural(workers, 'core')} at {at} env steps/s each.",
         highlight=False,
         soft_wrap=True,
     )

@@ -13,10 +13,14 @@ from z1.config import ActingConfig, RlConfig
 from z1.errors import ConfigError
 from z1.policy.config import PolicyConfig
 from z1.policy.policy import read_config
+from z1.sims.suites import simulator_of
 from z1.train.run_folder import RunFolder
 
 SFT_STEPS_PER_S = 3.0
 """Optimizer steps per second of the tiny policy's SFT on one core (benchmarks/README.md), for estimates."""
+
+USUAL_RATES = {"metaworld": 600.0, "robocasa": 40.0}
+"""Env steps per second of the tiny policy's RL on one core, by simulator (benchmarks/README.md), for estimates."""
 
 STANDS = "model.safetensors"
 """File of a policy folder that is there once the policy is complete."""
@@ -277,9 +281,15 @@ def estimated_seconds(study: Study, folder: StudyFolder, job: Job, rate: float) 
         study: The study.
         folder: Its folder.
         job: The job.
-        rate: Env steps per second.
+        rate: Env steps per second; 0: the simulator's usual rate.
     """
-    return env_steps(study, folder, job) / rate + sft_steps(job) / SFT_STEPS_PER_S
+    return env_steps(study, folder, job) / (rate or usual_rate(job)) + sft_steps(job) / SFT_STEPS_PER_S
+
+
+def usual_rate(job: Job) -> float:
+    """Env steps per second and core of a job's simulator: that of the slowest, where there are several."""
+    tasks = job.tasks if isinstance(job, SharedSft) else (job.task,)
+    return min(USUAL_RATES[simulator_of(task.task)] for task in tasks)
 
 
 def sft_steps(job: Job) -> int:
