@@ -16,13 +16,14 @@ BOX, CYLINDER = 6, 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geom:
-    """A geom in the world; it belongs to the body of the same number, whose parent is body ``parent``."""
+    """A geom in the world, in a body; parents are told to ``kitchen``."""
 
     position: Any
     rotation: Any = field(default_factory=lambda: np.eye(3))
     size: Any = (0.01, 0.01, 0.01)
     type: int = BOX
     body: int = 0
+    collides: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ def kitchen(
     base: np.ndarray | None = None,
     fingers: tuple[float, float] = (0.0, 0.0),
     finger_speeds: tuple[float, float] = (0.0, 0.0),
+    parents: Mapping[int, int] | None = None,
     **extra: Any,
 ) -> Any:
     """An environment in which the robot stands at the origin.
@@ -57,6 +59,7 @@ def kitchen(
         base: float ``[3, 3]``: how the robot is turned; None: it looks along x.
         fingers: Their coordinates, metres.
         finger_speeds: Metres per second.
+        parents: Parents of bodies, where they are not the world, body 0.
         extra: Further attributes, such as the task's fixture.
     """
     hinges = hinges or {}
@@ -67,13 +70,16 @@ def kitchen(
         geom_type=np.array([part.type for part in parts]),
         geom_size=np.array([part.size for part in parts], float),
         geom_bodyid=np.array([part.body for part in parts]),
-        geom_contype=np.ones(len(parts), int),
-        body_parentid=np.zeros(bodies, int),
+        geom_contype=np.array([part.collides for part in parts], int),
+        geom_aabb=np.array([[0.0, 0.0, 0.0, *part.size] for part in parts]),
+        nbody=bodies,
+        body_parentid=np.array([(parents or {}).get(body, 0) for body in range(bodies)]),
         jnt_qposadr=np.arange(2, 2 + len(joints)),
         jnt_bodyid=np.array([joint.body for joint in joints], int),
         jnt_range=np.array([joint.range for joint in joints], float),
     )
     inner_data = SimpleNamespace(
+        site_xpos=np.stack([position, np.zeros(3)]),
         geom_xpos=np.array([part.position for part in parts], float),
         geom_xmat=np.array([np.ravel(part.rotation) for part in parts], float),
         xanchor=np.array([joint.anchor for joint in joints], float),
@@ -81,7 +87,7 @@ def kitchen(
         qpos=np.array([*fingers, *(joint.angle for joint in joints)]),
     )
     data = SimpleNamespace(
-        site_xpos=np.stack([position, np.zeros(3)]),
+        site_xpos=inner_data.site_xpos,
         site_xmat=np.stack([rotation.ravel(), base.ravel()]),
         geom_xpos=inner_data.geom_xpos,
         qpos=inner_data.qpos,

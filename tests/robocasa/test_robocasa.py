@@ -18,7 +18,9 @@ from z1.sims.check import check_sim
 from z1.sims.pool import SimPool, SimSpec
 from z1.sims.robocasa_experts.registry import EXPERTS
 from z1.sims.robocasa_layout import ACTION_NAMES, CAMERAS, STATE_NAMES, no_op
+from z1.sims.robocasa_tasks import TASKS
 from z1.sims.snapshot import decode_snapshot, encode_snapshot
+from z1.train.selection import NEAR_M
 from z1.types import Scene
 
 pytestmark = [pytest.mark.robocasa, pytest.mark.timeout(1200)]
@@ -30,6 +32,14 @@ TASK = "robocasa/CloseDrawer"
 def pool() -> Iterator[SimPool]:
     """One host."""
     with SimPool(SimSpec(simulator="robocasa", image_size=64), 1) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def quick_pool() -> Iterator[SimPool]:
+    """One host that renders little."""
+    spec = SimSpec(simulator="robocasa", cameras=CAMERAS[-1:], image_size=8, quality="fast")
+    with SimPool(spec, 1) as pool:
         yield pool
 
 
@@ -127,20 +137,20 @@ def test_a_snapshot_of_another_kitchen_is_refused(pool: SimPool) -> None:
     pool.release([member])
 
 
+@pytest.mark.parametrize("task", sorted(set(TASKS) - set(EXPERTS)))
+def test_tasks_without_an_expert_also_tell_how_far_the_gripper_is(quick_pool: SimPool, task: str) -> None:
+    (member,) = quick_pool.start([Scene.of_split(f"robocasa/{task}", "train", 0)])[0]
+    outcome = quick_pool.step_chunk([member], no_op()[None, None])
+    assert NEAR_M < outcome.nearest[0] < 1.0
+    quick_pool.release([member])
+
+
 def test_an_expert_is_not_pretended(pool: SimPool) -> None:
     assert "PnPCounterToCab" not in pool.info.experts
     (member,) = pool.start([Scene.of_split("robocasa/PnPCounterToCab", "train", 0)])[0]
     with pytest.raises(SimulatorError, match="RoboCasa has no scripted expert for PnPCounterToCab; there are for "):
         pool.expert_actions([member])
     pool.release([member])
-
-
-@pytest.fixture(scope="module")
-def quick_pool() -> Iterator[SimPool]:
-    """One host that renders little."""
-    spec = SimSpec(simulator="robocasa", cameras=CAMERAS[-1:], image_size=8, quality="fast")
-    with SimPool(spec, 1) as pool:
-        yield pool
 
 
 @pytest.mark.parametrize("task", sorted(EXPERTS))
@@ -151,12 +161,14 @@ def test_the_expert_solves_a_scene_and_repeats_itself(quick_pool: SimPool, task:
     actions = []
     for _ in range(2):
         (member,) = pool.start([scene])[0]
-        played, done = [], False
+        played, nearest, done = [], np.inf, False
         while not done:
             played.append(pool.expert_actions([member]))
             outcome = pool.step_chunk([member], played[-1][:, None])
+            nearest = min(nearest, float(outcome.nearest[0]))
             done = bool(outcome.done[0])
         assert outcome.success[0]
+        assert nearest < NEAR_M  # what counts as having reached the task's part
         pool.release([member])
         actions.append(np.stack(played))
     np.testing.assert_array_equal(*actions)

@@ -36,7 +36,10 @@ HOST_MODULES = (
             *("stand_in_files", "recording"),
         )
     ),
-    *(f"sims/robocasa_{name}" for name in ("layout", "tasks", "scene", "repeats", "state", "files", "recorded")),
+    *(
+        f"sims/robocasa_{name}"
+        for name in ("layout", "tasks", "scene", "parts", "repeats", "state", "files", "recorded")
+    ),
     *sorted(f"{EXPERTS}/{path.stem}" for path in (Path(z1.__file__).parent / EXPERTS).glob("*.py")),
 )
 ADAPTERS = ("sims/metaworld", "sims/robocasa")

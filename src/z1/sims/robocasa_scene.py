@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import OrderedDict
 from typing import Any
 
@@ -22,6 +21,7 @@ from z1.sims.adapter import AdapterSettings, Diverged
 from z1.sims.rendering import ModelRenderer
 from z1.sims.robocasa_experts.registry import EXPERTS
 from z1.sims.robocasa_layout import CAMERAS, ROBOT, STATE_PARTS, state_of
+from z1.sims.robocasa_parts import TaskPart
 from z1.sims.robocasa_repeats import leave_out_repeats
 from z1.sims.robocasa_state import SceneState
 from z1.sims.robocasa_tasks import kitchens_of
@@ -30,9 +30,6 @@ from z1.sims.still_bodies import StillBodies
 
 BUILD_ATTEMPTS = 5
 """Builds from derived seeds before a scene counts as impossible: some kitchens leave no place for the robot."""
-
-MOVED_OBJECT = "obj"
-"""Name of the object that a pick-and-place task is about."""
 
 _COLLISION_GROUP = 0
 _MODEL_FINGERPRINT = (
@@ -120,6 +117,7 @@ class RoboCasaScene:
         self._env._obs_cache = {}
         self._model, self._data = self._env.sim.model._model, self._env.sim.data._data
         self._xml_fingerprint = self._fingerprint()
+        self._part = TaskPart(self._env, task)
         self._still = StillBodies(self._mujoco, self._model, self._data)
         self._still.watch(self._env.sim)
         leave_out_repeats(self._env)
@@ -192,12 +190,8 @@ class RoboCasaScene:
         return state_of({key: np.asarray(self._sensors[key]._sensor({})) for key, _ in STATE_PARTS})
 
     def object_distance(self) -> float:
-        """Metres between the gripper and the object to be moved; infinite in tasks that move a fixture."""
-        body = self._env.obj_body_id.get(MOVED_OBJECT) if self._env.__class__.__name__.startswith("PnP") else None
-        if body is None:
-            return math.inf
-        data, robot = self._env.sim.data, self._env.robots[0]
-        return float(np.linalg.norm(data.site_xpos[robot.eef_site_id["right"]] - data.body_xpos[body]))
+        """Metres between the gripper and what the task is about."""
+        return self._part.distance()
 
     def expert_action(self) -> np.ndarray:
         """float32 ``[12]``: the scripted expert's action.
