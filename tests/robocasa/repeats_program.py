@@ -44,7 +44,7 @@ class Everything:
         """Nothing to look for."""
 
 
-def play(task: str, seed: int, still: type, leave_out: Callable[[Any], None]) -> tuple[str, float, int]:
+def play(task: str, seed: int, still: type, leave_out: Callable[[Any, Any], None]) -> tuple[str, float, int]:
     """An episode, another one from its middle, and the first again.
 
     Args:
@@ -80,8 +80,8 @@ def play(task: str, seed: int, still: type, leave_out: Callable[[Any], None]) ->
 
 def compare(task: str, seed: int) -> dict[str, Any]:
     """The same episodes both ways."""
-    whole, whole_ms, _ = play(task, seed, Everything, lambda env: None)
-    checks, checks_ms, asleep = play(task, seed, StillBodies, lambda env: None)
+    whole, whole_ms, _ = play(task, seed, Everything, lambda env, mujoco: None)
+    checks, checks_ms, asleep = play(task, seed, StillBodies, lambda env, mujoco: None)
     less, less_ms, _ = play(task, seed, StillBodies, leave_out_repeats)
     return {
         "task": task,

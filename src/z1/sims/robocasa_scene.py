@@ -120,7 +120,7 @@ class RoboCasaScene:
         self._part = TaskPart(self._env, task)
         self._still = StillBodies(self._mujoco, self._model, self._data)
         self._still.watch(self._env.sim)
-        leave_out_repeats(self._env)
+        leave_out_repeats(self._env, self._mujoco)
         self._state = SceneState(self._mujoco, self._env, task, self._xml_fingerprint)
         self._renderer = ModelRenderer(self._model, settings, (_COLLISION_GROUP,))
         warning = self._mujoco.mjtWarning
