@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Annotated, Any
 
 import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from z1.ablate.figure import write_figure
@@ -22,7 +22,7 @@ from z1.ablate.jobs import Job, Run, StudyFolder, check, env_steps, estimated_se
 from z1.ablate.schedule import Work, remaining_seconds, run_jobs
 from z1.ablate.study import Study, differences, read_study, study_to_dict
 from z1.ablate.table import markdown, missing_text, terminal_table
-from z1.commands import console
+from z1.commands import ProgressLines, console
 from z1.config import require
 from z1.errors import ConfigError, RunFolderError
 from z1.eval.format import duration, plural
@@ -31,6 +31,9 @@ from z1.machine import cores, visible_gpus
 
 FAILED = 1
 """Exit code when a job failed."""
+
+LINE_EVERY_S = 120.0
+"""Seconds between two lines about the running jobs where there is no terminal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +170,9 @@ def run_all(study: Study, folder: StudyFolder, workers: int, rate: float, lock: 
     shown: set[str] = set()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with Progress(*columns, console=console) as progress:
+        with ProgressLines(
+            *columns, console=console, transient=not console.is_terminal, line_every_s=LINE_EVERY_S
+        ) as progress:
             bar = progress.add_task("jobs", total=len(jobs), completed=len(jobs) - len(left), note="")
 
             def show(work: Work) -> None:

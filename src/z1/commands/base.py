@@ -13,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -39,21 +40,30 @@ LINE_EVERY_S = 30.0
 
 
 class ProgressLines(Progress):
-    """A progress display that writes a line now and then where it can draw no bar, so that a log says how far it is."""
+    """A progress display that writes a line now and then where it can draw no bar, so that a log says how far it is.
 
-    _told_s = 0.0
+    Args:
+        columns: As for ``Progress``.
+        line_every_s: Seconds between two lines.
+        settings: As for ``Progress``.
+    """
+
+    def __init__(self, *columns: ProgressColumn, line_every_s: float, **settings: Any) -> None:
+        super().__init__(*columns, **settings)
+        self._line_every_s = line_every_s
+        self._told_s = 0.0
 
     def update(self, task_id: TaskID, **fields: Any) -> None:
         """See ``Progress.update``."""
         super().update(task_id, **fields)
         task = self._tasks[task_id]
         elapsed = task.elapsed or 0.0
-        if self.console.is_terminal or elapsed - self._told_s < LINE_EVERY_S:
+        if self.console.is_terminal or elapsed - self._told_s < self._line_every_s:
             return
         self._told_s = elapsed
         total = "" if task.total is None else f"/{task.total:.0f}"
         line = f"{task.description} {task.completed:.0f}{total} after {elapsed:.0f} s"
-        self.console.print(Text(f"{line}: {note}" if (note := task.fields["note"]) else line))
+        self.console.print(Text(f"{line}: {note}" if (note := task.fields["note"]) else line), soft_wrap=True)
 
 
 @contextmanager
@@ -67,7 +77,7 @@ def progress_bar(description: str, total: int | None) -> Iterator[tuple[Progress
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}"),
     )
-    with ProgressLines(*columns, console=console, transient=False) as progress:
+    with ProgressLines(*columns, console=console, line_every_s=LINE_EVERY_S) as progress:
         yield progress, progress.add_task(description, total=total, note="")
 
 
