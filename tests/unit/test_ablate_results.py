@@ -235,6 +235,7 @@ def results(found: Mapping[str, Any], missing: list[str], tasks: tuple[str, ...]
         },
         "reference": "flat",
         "runs_planned": 2 * len(tasks),
+        "stand_ins": [],
         "missing": missing,
         **found,
     }
@@ -258,6 +259,15 @@ def test_the_table() -> None:
     assert "With one seed they cover the scenes only." in page
     assert "Missing" not in page
     assert terminal_table(data).row_count == 2
+
+
+def test_the_table_says_what_was_made_with_stand_ins() -> None:
+    data = results(summary(run()), [])
+    assert "stand-ins" not in markdown(data)
+    data["stand_ins"] = ["3 meshes are generated"]
+    text = "Made with stand-ins: 3 meshes are generated."
+    assert f"\n\n{text}\n\n" in markdown(data)
+    assert terminal_table(data).caption == text
 
 
 def test_the_table_says_what_is_missing(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ import pytest
 from command_line import z1
 from z1.ablate.explain import EXAMPLE
 from z1.ablate.jobs import StudyFolder, actings, check
-from z1.ablate.overrides import RESERVED, run_config, settings_of
+from z1.ablate.overrides import DEMO_RESERVED, RESERVED, SFT_RESERVED, demo_config, run_config, settings_of, sft_config
 from z1.ablate.study import Study, StudyTask, Variant, differences, read_study, study_from_dict, study_to_dict
-from z1.config import ActingConfig, RlConfig
+from z1.config import ActingConfig, RlConfig, SftConfig
+from z1.data.record import DemoConfig
 from z1.errors import Z1Error
 
 DOOR: dict[str, Any] = {"task": "metaworld/door-open", "horizon": 150, "demonstrations": 12, "sft_steps": 250}
@@ -218,6 +219,63 @@ def test_a_task_has_settings_of_its_own_between_the_studys_and_the_variants() ->
         config_of(wrong, 0)
 
 
+def test_recordings_and_sft_have_settings_of_their_own(tmp_path: Path) -> None:
+    study = study_from_dict(
+        given(
+            demo_set={"noise_std": 0.1, "cameras": ["corner2"]},
+            sft_set={"learning_rate": 1e-4},
+        )
+    )
+    (task, *_) = study.tasks
+    demos = demo_config(study, task, 5, out="data")
+    assert demos == DemoConfig(
+        task=(task.task,),
+        episodes=task.demonstrations,
+        out="data",
+        seed=5,
+        hosts=1,
+        noise_std=0.1,
+        cameras=("corner2",),
+    )
+    sft = sft_config(study, (task, task), 5, datasets=("a", "b"), out="run")
+    assert (sft.steps, sft.seed, sft.learning_rate, sft.dataset) == (2 * task.sft_steps, 5, 1e-4, ("a", "b"))
+    assert sft_config(study_from_dict(given()), (task,), 0, datasets=("a",), out="run").learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"demo_set": {"noise": 0.1}}, "unknown setting in demo_set 'noise'; did you mean 'noise_std'"),
+        (
+            {"demo_set": {"episodes": 3}},
+            "demo_set names 'episodes', which the study sets for all runs; leave it out (the tasks' demonstrations",
+        ),
+        ({"demo_set": {"cameras": "corner2"}}, "cameras in demo_set is 'corner2'; it must be a list of texts"),
+        ({"demo_set": {"noise_std": -1}}, "noise_std is -1; it must be from 0 up to 10"),
+        (
+            {"sft_set": {"steps": 3}},
+            "sft_set names 'steps', which the study sets for all runs; leave it out (the tasks'",
+        ),
+        ({"sft_set": {"batch_size": 0}}, "batch_size is 0; it must be at least 1"),
+    ],
+)
+def test_mistakes_in_the_settings_of_recordings_and_sft(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
+    with pytest.raises(Z1Error) as caught:
+        check(study_from_dict(given(**changes)), StudyFolder(tmp_path))
+    assert str(caught.value).startswith(text)
+
+
+def test_settings_of_what_no_task_does_are_refused() -> None:
+    policy = {"task": DOOR["task"], "horizon": 100, "policy": "runs/sft"}
+    for name, setting, why in (
+        ("demo_set", {"noise_std": 0.1}, "no task has 'demonstrations' to record"),
+        ("sft_set", {"learning_rate": 1e-4}, "every task has 'policy'"),
+    ):
+        with pytest.raises(Z1Error) as caught:
+            study_from_dict(given(tasks=[policy], **{name: setting}))
+        assert str(caught.value) == f"{name} has no effect, since {why}; leave it out"
+
+
 def test_what_the_study_sets() -> None:
     study = study_from_dict(given(env_step_budget=6001, validation_episodes=7, recipe="tiny"))
     config = config_of(study, 0)
@@ -230,6 +288,8 @@ def test_what_the_study_sets() -> None:
 
 def test_reserved_settings_exist() -> None:
     assert settings_of(RlConfig).keys() >= RESERVED.keys()
+    assert settings_of(DemoConfig).keys() >= DEMO_RESERVED.keys()
+    assert settings_of(SftConfig).keys() >= SFT_RESERVED.keys()
     assert {name for name in settings_of(RlConfig) if "." not in name} >= {"policy", "device"}
     assert len(settings_of(RlConfig)) > len(fields(RlConfig))
 

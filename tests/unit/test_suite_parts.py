@@ -172,6 +172,19 @@ def test_datasets_of_a_folder_are_taken_by_name(tmp_path: Path) -> None:
     )
 
 
+def test_settings_of_recordings_and_sft_reach_the_study(tmp_path: Path) -> None:
+    sets = {"demo_set": {"noise_std": 0.1}, "sft_set": {"learning_rate": 2e-4}}
+    study = suite_of(**sets).study()
+    assert {name: getattr(study, name) for name in sets} == sets
+    assert builtin_suite("robocasa24").study().demo_set == {"noise_std": 0.2, "quality": "fast"}
+    check(builtin_suite("robocasa24").study(), StudyFolder(tmp_path / "out"))
+    for name in ("dial-turn", "door-open", "drawer-open"):
+        write_json(tmp_path / name / "meta" / "info.json", {})
+    given = with_datasets(suite_of(**sets), tmp_path)  # nothing is recorded any more
+    assert (given.demo_set, given.sft_set) == ({}, sets["sft_set"])
+    given.study()
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -249,7 +262,11 @@ def test_results_name_every_task_with_its_state(tmp_path: Path) -> None:
         ("doors", 1, 2),
         ("drawers", 0, 1),
     ]
+    assert "stand-ins" not in headline(results)
+    results["protocols"] = [{"stand_ins": "3 meshes are generated"}, {}]
+    assert headline(results).endswith("Made with stand-ins: 3 meshes are generated.")
     page = markdown(results)
+    assert "Made with stand-ins: 3 meshes are generated." in page
     assert "| metaworld/door-open | 40 (28–54) | 90 (79–96) | +50 (" in page
     assert "| metaworld/dial-turn |  |  |  |  | no demonstrations |  |" in page
     assert headline(results).startswith("1 task: 40\u202f% after SFT, 90\u202f% after RL, +50\u202fpoints (")

@@ -26,7 +26,8 @@ def read_run(folder: StudyFolder, job: Run) -> RunResult:
     records = read_metrics(run.metrics_path)
     if not records:
         raise RunFolderError(f"{run.metrics_path} has no records; remove {run.path} and continue with --resume")
-    episodes = read_json(folder.evaluation(job), RunFolderError)["episodes"]
+    evaluation = read_json(folder.evaluation(job), RunFolderError)
+    episodes = evaluation["episodes"]
     success: list[dict[int, bool]] = [{}, {}]
     for episode in episodes:
         if not episode["invalid"]:
@@ -39,6 +40,7 @@ def read_run(folder: StudyFolder, job: Run) -> RunResult:
         sft=success[0],
         rl=success[1],
         points=tuple(_point(record) for record in records if "eval/success" in record),
+        stand_ins=str(evaluation["protocol"].get("stand_ins", "")),
         totals={key: float(value) for key, value in last.items() if key.startswith(("cost/", "time/"))},
     )
 
@@ -60,6 +62,7 @@ def gather(study: Study, folder: StudyFolder) -> dict[str, Any]:
         "reference": study.reference_name,
         "marks": list(study.mark_positions),
         "runs_planned": len(jobs),
+        "stand_ins": sorted({run.stand_ins for run in runs if run.stand_ins}),
         "missing": [job.name for job in jobs if job not in done],
         **summarise_study(
             runs,

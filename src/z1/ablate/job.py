@@ -14,14 +14,13 @@ from typing import Any
 import torch
 
 from z1.ablate.jobs import STANDS, Preparation, Run, SharedSft, StudyFolder, actings, jobs_of
+from z1.ablate.overrides import demo_config, sft_config
 from z1.ablate.study import Study, StudyTask, read_study
 from z1.commands import run_demos, run_eval, run_rl, run_sft
 from z1.config import EvalConfig, RlConfig
-from z1.data.record import DemoConfig
 from z1.errors import RunFolderError, Z1Error
 from z1.eval.stats import summarise
 from z1.files import read_json, write_json
-from z1.recipes import SFT_RECIPES
 from z1.train.resume import RL_MAY_CHANGE, check_resume
 from z1.train.run_folder import RunFolder
 from z1.train.selective import START
@@ -55,7 +54,7 @@ def prepare(study: Study, folder: StudyFolder, job: Preparation) -> None:
     """Demonstrations and SFT, unless the task names a policy, and the SFT policy's success on the test scenes."""
     task = job.task
     if not task.policy and not task.sft_group:
-        demonstrate(folder, task, job.seed)
+        demonstrate(study, folder, task, job.seed)
         train_sft(study, folder, (task,), Path(folder.policy(task, job.seed)), job.seed)
     reference = next(v for v in study.variants if v.name == study.reference_name)
     config = folder.config(study, Run(task=task, variant=reference, seed=job.seed or study.seeds[0], after=""))
@@ -68,15 +67,15 @@ def prepare(study: Study, folder: StudyFolder, job: Preparation) -> None:
 def train_shared(study: Study, folder: StudyFolder, job: SharedSft) -> None:
     """Demonstrations of several tasks and one SFT policy of all of them."""
     for task in job.tasks:
-        demonstrate(folder, task, job.seed)
+        demonstrate(study, folder, task, job.seed)
     train_sft(study, folder, job.tasks, folder.shared_sft(job.group, job.seed), job.seed)
 
 
-def demonstrate(folder: StudyFolder, task: StudyTask, seed: int | None) -> None:
+def demonstrate(study: Study, folder: StudyFolder, task: StudyTask, seed: int | None) -> None:
     """Records a task's demonstrations, unless they are given or there."""
     data = folder.dataset(task, seed)
     if task.demonstrations and not data.exists():  # it appears complete or not at all
-        run_demos(DemoConfig(task=(task.task,), episodes=task.demonstrations, out=str(data), seed=seed or 0, hosts=1))
+        run_demos(demo_config(study, task, seed or 0, out=str(data)))
 
 
 def train_sft(study: Study, folder: StudyFolder, tasks: tuple[StudyTask, ...], out: Path, seed: int | None) -> None:
@@ -84,9 +83,7 @@ def train_sft(study: Study, folder: StudyFolder, tasks: tuple[StudyTask, ...], o
     if (out / "policy" / STANDS).exists():
         return
     data = tuple(str(folder.dataset(task, seed)) for task in tasks)
-    config = SFT_RECIPES[study.sft_recipe](data, str(out))
-    steps = sum(task.sft_steps for task in tasks)
-    config = replace(config, steps=steps, seed=seed or 0, policy=study.sft_policy)
+    config = sft_config(study, tasks, seed or 0, datasets=data, out=str(out))
     run_sft(config, resume=_can_resume(out, dataset=list(data)))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from z1.ablate.overrides import run_config
+from z1.ablate.overrides import demo_config, run_config, sft_config
 from z1.ablate.study import Study, StudyTask, Variant
 from z1.commands import policy_folder
 from z1.config import ActingConfig, RlConfig
@@ -243,12 +243,16 @@ def actings(folder: StudyFolder, study: Study, task: StudyTask) -> list[ActingCo
 
 
 def check(study: Study, folder: StudyFolder) -> None:
-    """Builds the config of every variant on every task, and looks for the policies that tasks name.
+    """Builds the config of every recording, SFT run and RL run, and looks for the policies that tasks name.
 
     Raises:
         Z1Error: Settings are not allowed, a policy is missing, or predicts fewer env steps than a chunk has.
     """
     for task in study.tasks:
+        if task.demonstrations:
+            demo_config(study, task, 0, out=str(folder.dataset(task, None)))
+        if not task.policy:
+            sft_config(study, (task,), 0, datasets=(str(folder.dataset(task, None)),), out=folder.policy(task, None))
         if not task.policy and (study.sft_policy or study.sft_recipe != "tiny"):
             continue  # a policy whose horizon only SFT decides; RL checks it
         sizes = read_config(policy_folder(task.policy)) if task.policy else PolicyConfig.tiny()

@@ -1,17 +1,19 @@
-"""From a study to the config of each run: recipe, overrides by dotted name, and what the study itself sets."""
+"""From a study to the config of each recording and run: recipe, overrides by dotted name, what the study sets."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from z1.ablate.study import KINDS, Study, StudyTask, Variant
-from z1.config import RlConfig, config_from_dict, config_to_dict, require
+from z1.config import RlConfig, SftConfig, config_from_dict, config_to_dict, require
+from z1.data.record import DemoConfig
 from z1.errors import ConfigError, UnknownNameError
-from z1.recipes import RL_RECIPES
+from z1.recipes import RL_RECIPES, SFT_RECIPES
 
 RESERVED: dict[str, str] = {
     "policy": "tasks",
@@ -28,6 +30,26 @@ RESERVED: dict[str, str] = {
     "validation.episodes": "validation_episodes",
 }
 """Settings that an override may not name, and what says them instead."""
+
+DEMO_RESERVED: dict[str, str] = {
+    "task": "tasks",
+    "out": "--out",
+    "episodes": "the tasks' demonstrations",
+    "seed": "seeds",
+    "hosts": "--jobs",
+    "resume": "--resume",
+    "overwrite": "--resume",
+}
+"""The same for ``demo_set``."""
+
+SFT_RESERVED: dict[str, str] = {
+    "dataset": "tasks",
+    "out": "--out",
+    "steps": "the tasks' sft_steps",
+    "seed": "seeds",
+    "policy": "sft_policy",
+}
+"""The same for ``sft_set``."""
 
 TEST_CONDITIONS = ("sim.quality", "sim.perturbation", "sim.perturbation_strength", "precision")
 """Settings that an evaluation depends on as well."""
@@ -78,6 +100,49 @@ def run_config(study: Study, task: StudyTask, variant: Variant, seed: int, *, po
         raise ConfigError(f"variant {variant.name!r} on {task.task}: {error}") from error
 
 
+def demo_config(study: Study, task: StudyTask, seed: int, *, out: str) -> DemoConfig:
+    """The settings of a task's recording.
+
+    Args:
+        study: The study.
+        task: The task.
+        seed: Seed of the recording.
+        out: Dataset folder.
+
+    Raises:
+        ConfigError: The settings are not allowed, each or together.
+        UnknownNameError: An override names no setting.
+    """
+    base = DemoConfig(task=(task.task,), episodes=task.demonstrations, out=out, seed=seed, hosts=1)
+    return _overridden(base, _checked(study.demo_set, "demo_set", DemoConfig, DEMO_RESERVED))
+
+
+def sft_config(
+    study: Study, tasks: Sequence[StudyTask], seed: int, *, datasets: tuple[str, ...], out: str
+) -> SftConfig:
+    """The config of the SFT run of some tasks.
+
+    Args:
+        study: The study.
+        tasks: The tasks.
+        seed: Seed of the run.
+        datasets: Their demonstrations.
+        out: Run folder.
+
+    Raises:
+        ConfigError: The settings are not allowed, each or together.
+        UnknownNameError: An override names no setting.
+    """
+    overrides = _checked(study.sft_set, "sft_set", SftConfig, SFT_RESERVED)
+    base = replace(SFT_RECIPES[study.sft_recipe](datasets, out), seed=seed, policy=study.sft_policy)
+    return _overridden(base, {"steps": sum(task.sft_steps for task in tasks), **overrides})
+
+
+def _overridden(config: Any, overrides: Mapping[str, Any]) -> Any:
+    """A config built anew with some of its values changed, so that they are checked together."""
+    return config_from_dict(type(config), {**config_to_dict(config), **overrides}, source="the study")
+
+
 def settings_of(cls: type, prefix: str = "") -> dict[str, Any]:
     """Every setting of a config by dotted name, with its annotated type."""
     found: dict[str, Any] = {}
@@ -89,20 +154,24 @@ def settings_of(cls: type, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _checked(overrides: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _checked(
+    overrides: Mapping[str, Any], where: str, cls: type = RlConfig, reserved: Mapping[str, str] = RESERVED
+) -> dict[str, Any]:
     """Overrides whose names are known and free, and whose values are of the settings' types.
 
     Args:
         overrides: Values by dotted name.
         where: Place in the study, for messages.
+        cls: The config whose settings they are.
+        reserved: Settings that they may not name.
     """
-    known = settings_of(RlConfig)
+    known = settings_of(cls)
     for name, value in overrides.items():
         if name not in known:
-            raise UnknownNameError(f"setting in {where}", name, known.keys() - RESERVED.keys())
-        if name in RESERVED:
+            raise UnknownNameError(f"setting in {where}", name, known.keys() - reserved.keys())
+        if name in reserved:
             raise ConfigError(
-                f"{where} names {name!r}, which the study sets for all runs; leave it out ({RESERVED[name]} says it)"
+                f"{where} names {name!r}, which the study sets for all runs; leave it out ({reserved[name]} says it)"
             )
         _check_type(known[name], f"{name} in {where}", value)
     return dict(overrides)
@@ -128,5 +197,8 @@ def _check_type(hint: Any, where: str, value: Any) -> None:
     elif hint is float:
         finite = type(value) in (int, float) and math.isfinite(value)
         require(finite, where, value, "a finite number")
+    elif typing.get_origin(hint) is tuple:
+        texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        require(texts, where, value, "a list of texts")
     else:
         require(type(value) is hint, where, value, KINDS[hint])

@@ -51,6 +51,7 @@ class RunResult:
         rl: Success of the run's policy by test scene seed, lost episodes left out.
         points: Its validations in order, the first before training.
         totals: Totals of the last record of metrics.jsonl, by key.
+        stand_ins: What the simulator says about stand-ins for its assets; empty: it has the real ones.
     """
 
     task: str
@@ -60,6 +61,7 @@ class RunResult:
     rl: Mapping[int, bool]
     points: tuple[Point, ...]
     totals: Mapping[str, float]
+    stand_ins: str = ""
 
 
 ByTask = Mapping[str, Sequence[RunResult]]

@@ -119,6 +119,10 @@ class Study:
     """SFT recipe, for tasks without ``policy``."""
     sft_policy: str = ""
     """Folder of the policy that SFT starts from. Empty: a new one of the recipe's size."""
+    demo_set: Mapping[str, Any] = field(default_factory=dict)
+    """Overrides of the settings of ``z1 demos`` for demonstrations that are recorded, for example ``noise_std``."""
+    sft_set: Mapping[str, Any] = field(default_factory=dict)
+    """Overrides of the SFT recipe, for example ``learning_rate``."""
     sft_per_seed: bool = False
     """Whether each seed has demonstrations and SFT of its own. False: one SFT policy per task."""
 
@@ -139,6 +143,7 @@ class Study:
         require(
             self.marks <= self.env_step_budget, "marks", self.marks, f"at most env_step_budget ({self.env_step_budget})"
         )
+        self._check_sets()
         names = [variant.name for variant in self.variants]
         if self.reference and self.reference not in names:
             raise UnknownNameError("reference variant", self.reference, names)
@@ -149,6 +154,15 @@ class Study:
                         f"sft_per_seed is true, but task {task.task} has 'policy', one for all seeds; "
                         "give it 'demonstrations' and 'sft_steps', or set sft_per_seed to false"
                     )
+
+    def _check_sets(self) -> None:
+        """Refuses overrides of what no task does."""
+        for name, does, what in (
+            ("demo_set", any(task.demonstrations for task in self.tasks), "no task has 'demonstrations' to record"),
+            ("sft_set", any(not task.policy for task in self.tasks), "every task has 'policy'"),
+        ):
+            if getattr(self, name) and not does:
+                raise ConfigError(f"{name} has no effect, since {what}; leave it out")
 
     @property
     def reference_name(self) -> str:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from z1.ablate.results import TARGET_GAIN
-from z1.eval.format import plural
+from z1.eval.format import plural, stand_ins_text
 
 Results = Mapping[str, Any]
 
@@ -79,6 +79,7 @@ def markdown(results: Results) -> str:
         f"{plural(len(study['variants']), 'variant')} × {plural(len(tasks), 'task')} × "
         f"{plural(len(study['seeds']), 'seed')}, {_count(study['env_step_budget'])} env steps of training each, "
         f"{plural(study['test_episodes'], 'test scene')} per run, the same for all. {_sft_sentence(results)}",
+        *(["", made] if (made := stand_ins_text(results["stand_ins"])) else []),
         "",
         *_markdown_table(*overall_table(results)),
         "",
@@ -101,6 +102,7 @@ def terminal_table(results: Results) -> Table:
         table.add_column(Text(name), justify="right")
     for row in rows:
         table.add_row(*(Text(cell) for cell in (*row[:4], row[-1])))
+    table.caption = stand_ins_text(results["stand_ins"])
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 NARROW = "\u202f"
@@ -77,3 +77,12 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value) if value != "" else "(empty)"
+
+
+def stand_ins_text(found: Iterable[str]) -> str:
+    """What results must say when the simulator ran on stand-ins for its assets; empty when it did not.
+
+    Args:
+        found: What the simulator said in each evaluation; empty where its assets were real.
+    """
+    return " ".join(f"Made with stand-ins: {text}." for text in dict.fromkeys(found) if text)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from z1.ablate.figure import COLOURS, FONT_SIZE
 from z1.files import atomic_file
+from z1.suite.table import stand_ins
 
 ROW_INCHES, WIDTH_INCHES = 0.32, 8.0
 BAR = 0.38
@@ -49,5 +50,6 @@ def make_figure(results: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> Fi
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     axes.legend(list(unique.values()), list(unique), loc="lower right", frameon=True)
-    axes.set_title(results["suite"]["name"], loc="left")
+    made = "\nwith stand-ins for assets, not comparable" if stand_ins(results) else ""
+    axes.set_title(results["suite"]["name"] + made, loc="left")
     return figure

@@ -12,7 +12,7 @@ from z1.config import config_to_dict, require
 from z1.errors import ConfigError, UnknownNameError
 from z1.files import read_json
 from z1.sims.suites import simulator_of
-from z1.suite.builtin import DEMONSTRATED, SUITES, TaskPlan
+from z1.suite.builtin import DEMO_SETS, DEMONSTRATED, SUITES, TaskPlan
 
 VARIANT = "rl"
 """Name of a suite's only variant in the study that runs it."""
@@ -68,6 +68,10 @@ class Suite:
     """RL recipe."""
     set: Mapping[str, Any] = field(default_factory=dict)
     """Overrides of the RL recipe by dotted name, for example ``rollout.groups``."""
+    demo_set: Mapping[str, Any] = field(default_factory=dict)
+    """Overrides of the settings of z1 demos for demonstrations that are recorded, for example ``noise_std``."""
+    sft_set: Mapping[str, Any] = field(default_factory=dict)
+    """Overrides of the SFT recipe, for example ``learning_rate``."""
     env_step_budget: int = 100_000
     """Env steps of RL per task, evaluations not counted."""
     validate_every: int = 20_000
@@ -135,6 +139,8 @@ class Suite:
             set={**self._selection, **self.set},
             sft_recipe=self.sft_recipe,
             sft_policy=self.sft_policy,
+            demo_set=self.demo_set,
+            sft_set=self.sft_set,
             seeds=(self.seed,),
             sft_per_seed=True,
             env_step_budget=self.env_step_budget,
@@ -176,7 +182,7 @@ def read_suite(name_or_file: str) -> Suite:
 def builtin_suite(name: str) -> Suite:
     """A suite that z1 knows."""
     tasks = tuple(_builtin_task(task, category) for task, category in SUITES[name].items())
-    return Suite(name=name, tasks=tasks, probe_env_steps=PROBE_ENV_STEPS)
+    return Suite(name=name, tasks=tasks, probe_env_steps=PROBE_ENV_STEPS, demo_set=DEMO_SETS.get(name, {}))
 
 
 def _builtin_task(task: str, category: str) -> SuiteTask:
@@ -222,7 +228,7 @@ def with_datasets(suite: Suite, folder: Path) -> Suite:
             f"{folder} holds a dataset of no task of {suite.name}; expected folders like "
             f"{folder / suite.tasks[0].task.split('/', 1)[1]}"
         )
-    return replace(suite, tasks=tuple(tasks))
+    return _with(suite, tuple(tasks))
 
 
 def with_tasks(suite: Suite, chosen: tuple[str, ...]) -> Suite:
@@ -235,4 +241,10 @@ def with_tasks(suite: Suite, chosen: tuple[str, ...]) -> Suite:
     for name in chosen:
         if name not in known:
             raise UnknownNameError(f"task of {suite.name}", name, known)
-    return replace(suite, tasks=tuple(task for task in suite.tasks if task.task in chosen))
+    return _with(suite, tuple(task for task in suite.tasks if task.task in chosen))
+
+
+def _with(suite: Suite, tasks: tuple[SuiteTask, ...]) -> Suite:
+    """The suite with other tasks, and without settings of recordings where none is made any more."""
+    records = any(task.demonstrations for task in tasks)
+    return replace(suite, tasks=tasks, demo_set=suite.demo_set if records else {})

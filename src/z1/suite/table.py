@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from z1.eval.format import duration, interval, percent, plural
+from z1.eval.format import duration, interval, percent, plural, stand_ins_text
 from z1.suite.published import CAVEAT
 from z1.train.selection import describe
 
@@ -73,7 +73,14 @@ def headline(results: Results) -> str:
         parts.append(
             f"Without demonstrations, so neither trained nor evaluated ({len(without)}): {', '.join(without)}."
         )
+    if made := stand_ins(results):
+        parts.append(made)
     return " ".join(parts)
+
+
+def stand_ins(results: Results) -> str:
+    """What the results must say about stand-ins for the simulator's assets; empty where they are real."""
+    return stand_ins_text(protocol.get("stand_ins", "") for protocol in results["protocols"])
 
 
 def markdown(results: Results) -> str:
