@@ -23,6 +23,7 @@ import numpy as np
 
 from z1.errors import RenderError, SimulatorError, UnknownNameError
 from z1.sims.adapter import AdapterSettings, Diverged
+from z1.sims.metaworld_detours import without_detours
 from z1.sims.recording import Recording, Replay
 from z1.sims.snapshot import GeneratorState, SimState, copy_value, is_live_view
 from z1.types import SimInfo
@@ -127,7 +128,7 @@ class MetaWorld:
             if task not in self._envs:
                 raise UnknownNameError("MetaWorld task", task, self._envs)
             self._task_sims[task] = MetaWorldTask(
-                self._mujoco, task, self._envs[task](), self._experts[task](), self._settings
+                self._mujoco, task, without_detours(self._envs[task])(), self._experts[task](), self._settings
             )
         return self._task_sims[task]
 
