@@ -20,6 +20,7 @@ from sims_helpers import SPEC, random_chunks, scene
 import z1
 from z1.errors import ProtocolError, RenderError, SimulatorError
 from z1.sims import protocol
+from z1.sims.link import end_of_log
 from z1.sims.pool import Member, SimPool
 from z1.sims.recording import Recording
 from z1.sims.replay import Replayer
@@ -33,7 +34,7 @@ HOST_MODULES = (
         f"sims/{name}"
         for name in (
             *("protocol", "snapshot", "adapter", "rendering", "meshes", "still_bodies"),
-            *("stand_in_files", "recording"),
+            *("stand_in_files", "recording", "metaworld_detours"),
         )
     ),
     *(
@@ -71,17 +72,62 @@ def started(pool: SimPool) -> tuple[list[Member], list[Member]]:
     return groups[0], groups[1]
 
 
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (kill, "was killed by signal 9"),
-        (hang, "gave no sign of life for 3 s"),
-        (garble, "sent what cannot be read (damaged message: expected a z1 frame, got b'noise"),
-    ],
-    ids=["killed", "hung", "garbled"],
-)
-def test_a_lost_host_is_replaced_and_the_rest_goes_on(
+DAMAGES = [
+    (kill, "was killed by signal 9"),
+    (hang, "gave no sign of life for 3 s"),
+    (garble, "sent what cannot be read (damaged message: expected a z1 frame, got b'noise"),
+]
+
+
+@pytest.mark.parametrize(("damage", "reason"), DAMAGES, ids=["killed", "hung", "garbled"])
+def test_a_lost_host_is_replaced_and_its_members_are_put_back(
     fragile: SimPool, caplog: pytest.LogCaptureFixture, damage: Callable[[SimPool, int], None], reason: str
+) -> None:
+    """After two chunks, a fork, and a member that began from a snapshot: all that follows is as without the loss."""
+
+    def beginning(pool: SimPool) -> list[Member]:
+        one, other = started(pool) if pool is fragile else pool.start([scene("push"), scene("reach")], 2)
+        members = [*one, *other]
+        for chunk in chunks[:2]:
+            pool.step_chunk(members, chunk[:4])
+        (copies,) = pool.fork(members[:1], [1])
+        restored = pool.restore(members[0].scene, pool.snapshot(members[1]), host=0)
+        pool.step_chunk([*copies, restored], chunks[2][4:])
+        return [*members, *copies, restored]
+
+    chunks = random_chunks(5, 6, 5)
+    with SimPool(SPEC) as calm:
+        twins = beginning(calm)
+        expected = [calm.step_chunk(twins, chunk) for chunk in chunks[3:]]
+    members, pids = beginning(fragile), fragile.host_pids
+    damage(fragile, 0)
+    with caplog.at_level(logging.WARNING):
+        for chunk, usual in zip(chunks[3:], expected, strict=True):
+            outcome = fragile.step_chunk(members, chunk)
+            assert not outcome.invalid.any()
+            np.testing.assert_array_equal(outcome.observations.images, usual.observations.images)
+            np.testing.assert_array_equal(outcome.observations.state, usual.observations.state)
+            np.testing.assert_array_equal(outcome.nearest, usual.nearest)
+    counters = fragile.counters
+    assert (counters.host_restarts, counters.recovered_members, counters.invalid_members) == (1, 4, 0)
+    assert fragile.host_pids[0] != pids[0]
+    assert fragile.host_pids[1] == pids[1]
+    assert f"simulator host {pids[0]} {reason}" in caplog.text
+
+
+def always_killed(pool: SimPool, host: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills a host before every request from now on."""
+    ask = pool._hosts.ask
+
+    def killing(wanted: dict) -> object:
+        kill(pool, host)
+        return ask(wanted)
+
+    monkeypatch.setattr(pool._hosts, "ask", killing)
+
+
+def test_members_whose_hosts_die_again_and_again_are_lost(
+    fragile: SimPool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = fragile
     lost, kept = started(pool)
@@ -89,50 +135,70 @@ def test_a_lost_host_is_replaced_and_the_rest_goes_on(
     with SimPool(SPEC) as calm:
         twins = calm.start([scene("reach")], 2)[0]
         expected = [calm.step_chunk(twins, chunk[2:]).observations.images for chunk in chunks]
-    pids = pool.host_pids
-    damage(pool, 0)
-    with caplog.at_level(logging.WARNING):
-        outcome = pool.step_chunk([*lost, *kept], chunks[0])
-    assert outcome.invalid.tolist() == [True, True, False, False]
-    assert outcome.done.tolist() == [True, True, False, False]
+    with caplog.at_level(logging.WARNING), monkeypatch.context() as patch:
+        always_killed(pool, 0, patch)
+        (copies,) = pool.fork([lost[0]], [1])  # copies of what is lost meanwhile are lost as well
+    outcome = pool.step_chunk([*lost, *kept, *copies], chunks[0][[0, 1, 2, 3, 0]])
+    assert outcome.invalid.tolist() == [True, True, False, False, True]
+    assert outcome.done.tolist() == [True, True, False, False, True]
     assert not outcome.observations.images[:2].any()
-    np.testing.assert_array_equal(outcome.observations.images[2:], expected[0])
+    np.testing.assert_array_equal(outcome.observations.images[2:4], expected[0])
     np.testing.assert_array_equal(pool.step_chunk(kept, chunks[1][2:]).observations.images, expected[1])
-    assert (pool.counters.host_restarts, pool.counters.invalid_members) == (1, 2)
-    assert pool.host_pids[0] != pids[0]
-    assert pool.host_pids[1] == pids[1]
-    assert f"simulator host {pids[0]} {reason}" in caplog.text
+    assert (pool.counters.host_restarts, pool.counters.invalid_members) == (3, 3)
     with pytest.raises(SimulatorError, match="has ended; release it and start another"):
         pool.step_chunk(lost, chunks[1][:2])
     with pytest.raises(SimulatorError, match=f"member {lost[0].id} of metaworld/push is lost: simulator host"):
         pool.snapshot(lost[0])
-    pool.release([*lost, *kept])
+    pool.release([*lost, *kept, *copies])
     fresh = pool.start([scene("push")])[0][0]
     assert not pool.step_chunk([fresh], chunks[0][:1]).invalid[0]
 
 
-def test_losses_between_steps_are_reported_by_the_next_step(fragile: SimPool) -> None:
+def test_a_member_that_looks_different_afterwards_is_lost(fragile: SimPool, caplog: pytest.LogCaptureFixture) -> None:
+    (one, other), _ = started(fragile)
+    chunks = random_chunks(6, 2, 2)
+    fragile.step_chunk([one, other], chunks[0])
+    record = fragile._members.look_up([one])[0]
+    record.history = (-record.history[0],)
+    kill(fragile, 0)
+    with caplog.at_level(logging.WARNING):
+        outcome = fragile.step_chunk([one, other], chunks[1])
+    assert outcome.invalid.tolist() == [True, False]
+    assert (fragile.counters.recovered_members, fragile.counters.invalid_members) == (1, 1)
+    assert "its host was lost, and after the same actions on another it looks different" in caplog.text
+
+
+def test_losses_between_steps_are_mended_at_once(fragile: SimPool) -> None:
     lost, kept = started(fragile)
     kill(fragile, 0)
-    actions = fragile.expert_actions([*lost, *kept])
-    assert not actions[:2].any()
-    assert actions[2:].any()
-    assert fragile.frames([*lost, *kept], "corner", 32)[2:].any()
-    assert fragile.observe(lost).images.any()
-    outcome = fragile.step_chunk([*lost, *kept], random_chunks(6, 4, 1)[0])
-    assert outcome.invalid.tolist() == [True, True, False, False]
-    assert fragile.counters.host_restarts == 1
-
-
-def test_forks_of_a_host_that_dies_meanwhile_are_invalid(fragile: SimPool) -> None:
-    lost, _ = started(fragile)
+    assert fragile.expert_actions([*lost, *kept]).any(axis=1).all()
+    kill(fragile, 0)
+    assert fragile.frames([*lost, *kept], "corner", 32).any(axis=(1, 2, 3)).all()
     kill(fragile, 0)
     (copies,) = fragile.fork([lost[0]], [2])
-    assert fragile.step_chunk(copies, random_chunks(7, 2, 1)[0]).invalid.all()
-    assert fragile.counters.invalid_members == 4
-    (later,) = fragile.fork([lost[0]], [1])
-    assert fragile.step_chunk(later, random_chunks(7, 1, 1)[0]).invalid.all()
-    assert fragile.counters.invalid_members == 5
+    outcome = fragile.step_chunk([*lost, *kept, *copies], random_chunks(6, 6, 1)[0])
+    assert not outcome.invalid.any()
+    assert fragile.counters.host_restarts == 3
+
+
+def test_the_end_of_a_crashs_log_has_its_reason_and_its_place() -> None:
+    threads = [f"Thread {n} (most recent call first):\n  File x, line {n}" for n in range(20)]
+    text = "\n".join(
+        ["noise"] * 30
+        + ["LLVM ERROR: out of memory", "Fatal Python error: Aborted", "", *threads]
+        + ["Current thread 7 (most recent call first):", "  File render.py, line 1", "  File host.py, line 2"]
+        + ["Extension modules: a, b"]
+    )
+    lines = end_of_log(text).splitlines()
+    assert lines[-5:] == [
+        "LLVM ERROR: out of memory",
+        "Fatal Python error: Aborted",
+        "Current thread 7 (most recent call first):",
+        "  File render.py, line 1",
+        "  File host.py, line 2",
+    ]
+    assert len(lines) <= 15
+    assert end_of_log("a\nb\n") == "a\nb"
 
 
 def test_scenes_are_built_again_when_their_host_dies(fragile: SimPool) -> None:
@@ -326,7 +392,7 @@ def test_closing_leaves_nothing_behind() -> None:
 
 def test_modules_of_hosts_keep_to_python_3_10_and_their_imports() -> None:
     folder = Path(z1.__file__).parent
-    simulators = {"mujoco", "metaworld", "gymnasium", "OpenGL", "robosuite", "robocasa"}
+    simulators = {"mujoco", "metaworld", "gymnasium", "scipy", "OpenGL", "robosuite", "robocasa"}  # and theirs
     allowed = {"numpy", "z1", *simulators, *sys.stdlib_module_names}
     for name in (*HOST_MODULES, *ADAPTERS, "sims/host", "sims/__init__", "__init__"):
         tree = ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"), feature_version=(3, 10))

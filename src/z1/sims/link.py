@@ -36,6 +36,7 @@ _NOT_INHERITED = frozenset({"PYTHONHOME", "PYOPENGL_PLATFORM"})
 
 _READ_BYTES = 1 << 18
 _LOG_LINES = 15
+_STACK_LINES = 6
 _CLOSE_S = 5.0
 
 _BOOTSTRAP = """
@@ -132,6 +133,20 @@ def find_interpreter(python: str) -> str:
     return os.path.abspath(found)
 
 
+def end_of_log(text: str) -> str:
+    """The last lines of what a host printed; of a crash, what was printed before it and where it happened.
+
+    Python's fault handler writes the stack of every thread, so that the last lines would not hold the reason.
+    """
+    lines = [line for line in text.strip().splitlines() if not line.startswith("Extension modules:")]
+    fatal = next((n for n, line in enumerate(lines) if line.startswith("Fatal Python error:")), None)
+    if fatal is None:
+        return "\n".join(lines[-_LOG_LINES:])
+    current = next((n for n, line in enumerate(lines) if line.startswith("Current thread")), fatal + 1)
+    stack = lines[current : current + _STACK_LINES]
+    return "\n".join([*lines[max(0, fatal - _LOG_LINES + _STACK_LINES) : fatal + 1], *stack])
+
+
 class HostLink:
     """One host process.
 
@@ -214,8 +229,7 @@ class HostLink:
     def log_tail(self) -> str:
         """The last lines of what the host printed."""
         self._log.flush()
-        text = Path(self._log.name).read_text(encoding="utf-8", errors="replace")
-        return "\n".join(text.strip().splitlines()[-_LOG_LINES:])
+        return end_of_log(Path(self._log.name).read_text(encoding="utf-8", errors="replace"))
 
     def lost(self, what: str) -> HostLost:
         """Kills the process and tells why."""

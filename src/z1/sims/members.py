@@ -41,6 +41,8 @@ class Record:
         instruction: What the policy is told.
         images: uint8 ``[V, height, width, 3]``, the last ones rendered; None: to be rendered when asked for.
         state: float32 ``[S]``.
+        origin: uint8 ``[bytes]``, the snapshot that it began from; None: its scene's initial state.
+        history: Chunks executed since, float32 ``[C, A]`` each.
         ended: No further chunk may be executed.
         lost: Why it is lost; empty while it is not.
     """
@@ -50,6 +52,8 @@ class Record:
     instruction: str
     images: np.ndarray | None = None
     state: np.ndarray | None = None
+    origin: np.ndarray | None = None
+    history: tuple[np.ndarray, ...] = ()
     ended: bool = False
     lost: str = ""
 
@@ -155,6 +159,15 @@ class MemberTable:
             load[record.host] += not record.ended and not record.lost
         return load
 
+    def on_host(self, host: int) -> list[Record]:
+        """The members of a host that are not lost, ended ones as well."""
+        return [record for record in self._records.values() if record.host == host and not record.lost]
+
+    def recovered(self, record: Record) -> None:
+        """Counts a member that was put back after its host was lost."""
+        logger.info("member %d of %s was put back", record.member.id, record.member.scene.task)
+        self._counters.recovered_members += 1
+
     def lose(self, record: Record, reason: str) -> None:
         """Marks a member as lost."""
         logger.warning("member %d of %s is lost: %s", record.member.id, record.member.scene.task, reason)
@@ -163,6 +176,5 @@ class MemberTable:
 
     def lose_host(self, host: int, reason: str) -> None:
         """Marks the members of a host as lost."""
-        for record in self._records.values():
-            if record.host == host and not record.lost:
-                self.lose(record, reason)
+        for record in self.on_host(host):
+            self.lose(record, reason.splitlines()[0].rstrip(";"))

@@ -4,7 +4,7 @@ Of an env step MuJoCo takes a fifth to a half. Much of the rest is a quaternion 
 search through all contacts as Python objects for those of the gripper's pads, and an observation put together by
 splitting and stacking small arrays.
 
-Level 1: standard library, numpy and the simulator only, Python 3.10 syntax.
+Level 1: standard library, numpy and what MetaWorld needs only, Python 3.10 syntax.
 """
 
 from __future__ import annotations

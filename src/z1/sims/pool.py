@@ -3,8 +3,9 @@
 The pool places scenes on hosts, sends each host its share of a call, lets all of them work at once and puts the rows
 back into the caller's order. Results do not depend on the number of hosts or on which members share a call.
 
-A host that dies, hangs or sends what cannot be read is replaced. The members it held are lost: the next ``step_chunk``
-reports them as invalid, everything else goes on.
+A host that dies, hangs or sends what cannot be read is replaced, and the members it held are put back to where they
+were (``z1.sims.recovery``). Where that fails again and again they are lost: the next ``step_chunk`` reports them as
+invalid, everything else goes on.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from typing import Any
 import numpy as np
 
 from z1.errors import ConfigError, SimulatorError, UnknownNameError
+from z1.sims import requests
 from z1.sims.adapter import MAX_IMAGE_SIZE, model_key
 from z1.sims.hosts import ATTEMPTS, Answer, HostGroup, Request
 from z1.sims.members import Member, MemberTable, Record, by_host, checked_actions, new_member
+from z1.sims.recovery import Recovery
+from z1.sims.requests import image_shape
 from z1.sims.spec import SimCounters, SimSpec
 from z1.sims.suites import instruction, name_of, simulator_of
 from z1.types import ChunkOutcome, Observations, Scene, SimInfo
@@ -60,6 +64,7 @@ class SimPool:
         self.info: SimInfo = self._hosts.info
         self.counters: SimCounters = self._hosts.counters
         self._members = MemberTable(self.counters)
+        self._recovery = Recovery(self._hosts, self._members, self.info)
         self._models: list[set[str]] = [set() for _ in range(hosts)]
 
     def __enter__(self) -> SimPool:
@@ -96,10 +101,32 @@ class SimPool:
         """Process id of each host."""
         return self._hosts.pids
 
-    def _ask(self, requests: Mapping[int, Request]) -> dict[int, Answer]:
-        """Sends each host its request. Hosts that are lost meanwhile are replaced and have no entry in the result."""
+    def _ask(self, wanted: Mapping[int, Request], *, again: bool = True) -> dict[int, Answer]:
+        """Sends each host its request.
+
+        Hosts that are lost meanwhile are replaced, their members are put back, and they are asked again.
+
+        Args:
+            wanted: Requests by host.
+            again: Whether to ask again; otherwise hosts that were lost have no entry in the result.
+
+        Returns:
+            The answers. A host that was lost ``ATTEMPTS`` times has none, and its members are lost.
+        """
         self._refuse_closed()
-        answers, lost = self._hosts.ask(requests)
+        answers, lost = self._hosts.ask(wanted)
+        for _ in range(ATTEMPTS - 1):
+            if not lost:
+                break
+            replaced = list(lost)
+            for host in replaced:
+                self._models[host] = {self._key(r.member.scene) for r in self._members.on_host(host)}
+            lost = self._recovery.put_back(replaced)
+            if again:
+                back = {host: wanted[host] for host in replaced if host not in lost}
+                more, lost_now = self._hosts.ask(back)
+                answers |= more
+                lost |= lost_now
         for host, reason in lost.items():
             self._models[host] = set()
             self._members.lose_host(host, reason)
@@ -108,10 +135,6 @@ class SimPool:
     def _refuse_closed(self) -> None:
         if not len(self._hosts):
             raise SimulatorError("this SimPool is closed")
-
-    def _image_shape(self, count: int) -> tuple[int, ...]:
-        size = self.info.image_size
-        return (count, len(self.info.cameras), size, size, 3)
 
     def _place(self, scenes: Sequence[Scene], members: int) -> list[int]:
         """A host for each scene: the one with the fewest living members, rather one that has its model compiled."""
@@ -150,11 +173,11 @@ class SimPool:
         for _ in range(ATTEMPTS):
             hosts = dict(zip(waiting, self._place([scenes[i] for i in waiting], members), strict=True))
             shares = {host: [i for i in waiting if hosts[i] == host] for host in sorted(set(hosts.values()))}
-            requests = {}
-            for host, share in shares.items():
-                wanted = [[name_of(scenes[i].task), scenes[i].seed, [m.id for m in groups[i]]] for i in share]
-                requests[host] = Request("start", {"scenes": wanted}, image_shape=self._image_shape(len(share)))
-            replies = self._ask(requests)
+            wanted = {
+                host: requests.start(self.info, [scenes[i] for i in share], [[m.id for m in groups[i]] for i in share])
+                for host, share in shares.items()
+            }
+            replies = self._ask(wanted, again=False)
             for host, reply in replies.items():
                 self._models[host] = set(reply.body["compiled"])
                 images, state = reply.images, reply.arrays["state"]
@@ -188,7 +211,7 @@ class SimPool:
         records = self._members.look_up(members)
         missing = [record for record in records if record.images is None and not record.lost]
         rows = by_host(missing)
-        requests = {
+        wanted = {
             host: Request(
                 "look",
                 {
@@ -196,15 +219,15 @@ class SimPool:
                     "cameras": self.info.cameras,
                     "size": self.info.image_size,
                 },
-                image_shape=self._image_shape(len(share)),
+                image_shape=image_shape(self.info, len(share)),
             )
             for host, share in rows.items()
         }
-        for host, reply in self._ask(requests).items():
+        for host, reply in self._ask(wanted).items():
             images, state = reply.images, reply.arrays["state"]
             for i, row in enumerate(rows[host]):
                 missing[row].images, missing[row].state = images[i], state[i]
-        images = np.zeros(self._image_shape(len(records)), np.uint8)
+        images = np.zeros(image_shape(self.info, len(records)), np.uint8)
         state = np.zeros((len(records), self.info.state_dim), np.float32)
         for row, record in enumerate(records):
             if record.images is not None and record.state is not None:
@@ -232,22 +255,17 @@ class SimPool:
         actions = checked_actions(records, actions, self.info.action_dim)
         self._balance(records)
         rows = by_host(records)
-        requests = {
-            host: Request(
-                "step",
-                {"members": [records[row].member.id for row in share]},
-                {"actions": actions[share]},
-                self._image_shape(len(share)),
-            )
+        wanted = {
+            host: requests.step(self.info, [records[row].member.id for row in share], actions[share])
             for host, share in rows.items()
         }
         count = len(records)
         executed = np.zeros(count, np.int64)
         success, truncated = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
         nearest = np.full(count, np.inf)
-        images = np.zeros(self._image_shape(count), np.uint8)
+        images = np.zeros(image_shape(self.info, count), np.uint8)
         state = np.zeros((count, self.info.state_dim), np.float32)
-        for host, reply in self._ask(requests).items():
+        for host, reply in self._ask(wanted).items():
             rendered = reply.images
             for i, row in enumerate(rows[host]):
                 record, reason = records[row], reply.body["lost"][i]
@@ -256,6 +274,7 @@ class SimPool:
                     continue
                 executed[row], success[row] = reply.arrays["executed"][i], reply.arrays["success"][i]
                 truncated[row], nearest[row] = reply.arrays["truncated"][i], reply.arrays["nearest"][i]
+                record.history = (*record.history, actions[row])
                 record.ended = bool(success[row] or truncated[row])
                 record.images = record.state = None
                 if not record.ended:
@@ -297,19 +316,11 @@ class SimPool:
         taken = self._ask({source: Request("snapshot", {"member": member.id})})
         if not taken:
             return False
-        body = {
-            "member": member.id,
-            "task": name_of(member.scene.task),
-            "seed": member.scene.seed,
-            "cameras": (),
-            "size": self.info.image_size,
-        }
-        data = {"snapshot": taken[source].arrays["snapshot"]}
-        size = self.info.image_size
-        if not self._ask({host: Request("restore", body, data, (1, 0, size, size, 3))}):
+        snapshot = taken[source].arrays["snapshot"]
+        if not self._ask({host: requests.restore(self.info, member.scene, member.id, snapshot, look=False)}):
             return False
         record.host = host
-        return bool(self._ask({source: Request("release", {"members": [member.id]})}))
+        return bool(self._ask({source: Request("release", {"members": [member.id]})}, again=False))
 
     def fork(self, members: Sequence[Member], copies: Sequence[int]) -> list[list[Member]]:
         """New members in the state of existing ones, each on its origin's host; nothing is simulated.
@@ -329,11 +340,11 @@ class SimPool:
         """
         records = self._members.look_up(members)
         new = [[new_member(member.scene) for _ in range(count)] for member, count in zip(members, copies, strict=True)]
-        requests = {
+        wanted = {
             host: Request("fork", {"forks": [[members[row].id, [copy.id for copy in new[row]]] for row in share]})
             for host, share in by_host(records).items()
         }
-        self._ask(requests)
+        self._ask(wanted)
         for record, group in zip(records, new, strict=True):
             for copy in group:
                 self._members.add(replace(record, member=copy))
@@ -369,18 +380,11 @@ class SimPool:
         """
         self._check_task(scene.task)
         member = new_member(scene)
-        body = {
-            "member": member.id,
-            "task": name_of(scene.task),
-            "seed": scene.seed,
-            "cameras": self.info.cameras,
-            "size": self.info.image_size,
-        }
-        data = {"snapshot": np.frombuffer(snapshot, np.uint8)}
+        origin = np.frombuffer(snapshot, np.uint8)
+        request = requests.restore(self.info, scene, member.id, origin)
         for _ in range(ATTEMPTS):
             place = self._place([scene], 1)[0] if host is None else host
-            request = Request("restore", body, data, self._image_shape(1))
-            replies = self._ask({place: request})
+            replies = self._ask({place: request}, again=False)
             if replies:
                 reply = replies[place]
                 self._models[place] = set(reply.body["compiled"])
@@ -391,6 +395,7 @@ class SimPool:
                         instruction=reply.body["instruction"] or instruction(scene.task),
                         images=reply.images[0],
                         state=reply.arrays["state"][0],
+                        origin=origin,
                         ended=reply.body["ended"],
                     )
                 )
@@ -417,7 +422,7 @@ class SimPool:
             )
         records = self._members.look_up(members)
         rows = by_host(records)
-        requests = {
+        wanted = {
             host: Request(
                 "look",
                 {"members": [records[row].member.id for row in share], "cameras": [camera], "size": size},
@@ -426,7 +431,7 @@ class SimPool:
             for host, share in rows.items()
         }
         frames = np.zeros((len(records), size, size, 3), np.uint8)
-        for host, reply in self._ask(requests).items():
+        for host, reply in self._ask(wanted).items():
             frames[rows[host]] = reply.images[:, 0]
         return frames
 
@@ -438,12 +443,12 @@ class SimPool:
         """
         records = self._members.look_up(members)
         rows = by_host(records)
-        requests = {
+        wanted = {
             host: Request("expert", {"members": [records[row].member.id for row in share]})
             for host, share in rows.items()
         }
         actions = np.zeros((len(records), self.info.action_dim), np.float32)
-        for host, reply in self._ask(requests).items():
+        for host, reply in self._ask(wanted).items():
             actions[rows[host]] = reply.arrays["actions"]
         return actions
 
@@ -455,12 +460,12 @@ class SimPool:
         """
         records = self._members.look_up(members)
         rows = by_host(records)
-        requests = {
+        wanted = {
             host: Request("describe", {"members": [records[row].member.id for row in share]})
             for host, share in rows.items()
         }
         manifests: list[dict[str, Any]] = [{} for _ in records]
-        for host, reply in self._ask(requests).items():
+        for host, reply in self._ask(wanted).items():
             for row, manifest in zip(rows[host], reply.body["manifests"], strict=True):
                 manifests[row] = manifest
         return manifests
@@ -469,6 +474,5 @@ class SimPool:
         """Forgets members; those already forgotten are passed over."""
         records = self._members.pop(members)
         shares = by_host(records).items()
-        self._ask(
-            {host: Request("release", {"members": [records[r].member.id for r in rows]}) for host, rows in shares}
-        )
+        wanted = {host: Request("release", {"members": [records[r].member.id for r in rows]}) for host, rows in shares}
+        self._ask(wanted, again=False)

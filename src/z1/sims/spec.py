@@ -71,6 +71,7 @@ class SimCounters:
         restores: States put into one.
         scene_builds: Scenes built.
         host_restarts: Hosts replaced.
+        recovered_members: Members put back to where they were after their host was lost.
         invalid_members: Members lost.
         sim_s: Seconds of stepping, measured in the hosts and added up.
         render_s: Seconds of rendering, likewise.
@@ -86,6 +87,7 @@ class SimCounters:
     restores: int = 0
     scene_builds: int = 0
     host_restarts: int = 0
+    recovered_members: int = 0
     invalid_members: int = 0
     sim_s: float = 0.0
     render_s: float = 0.0

@@ -43,7 +43,7 @@ METRICS: dict[str, Metric] = {
     "rollout/groups_dropped": Metric("groups", "Groups outside the filter on the mean return, replaced by new scenes"),
     "rollout/mean_steps": Metric("env steps", "Mean length of the training rollouts"),
     "rollout/return_mean": Metric("reward", "Mean return of the training rollouts"),
-    "rollout/invalid_members": Metric("members", "Members lost to a host failure or to diverged physics"),
+    "rollout/invalid_members": Metric("members", "Members lost to repeated host failures or to diverged physics"),
     "rollout/motion_failures": Metric(
         "episodes", "Failed training rollouts in which the gripper came as near the task's object as successes need"
     ),
