@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -143,6 +145,26 @@ def test_tasks_without_an_expert_also_tell_how_far_the_gripper_is(quick_pool: Si
     outcome = quick_pool.step_chunk([member], no_op()[None, None])
     assert NEAR_M < outcome.nearest[0] < 1.0
     quick_pool.release([member])
+
+
+def test_members_of_a_host_that_dies_are_put_back(pool: SimPool) -> None:
+    """In a new process the scene is built again and the actions executed again; what follows is as in the old one."""
+    scene = Scene.of_split(TASK, "train", 3)
+    actions = np.zeros((2, 2, 4, len(ACTION_NAMES)), np.float32)
+    actions[..., :6] = np.random.default_rng(0).uniform(-1, 1, (2, 2, 4, 6))
+    outcomes = []
+    for dies in (False, True):
+        members = pool.start([scene], 2)[0]
+        pool.step_chunk(members, actions[0])
+        if dies:
+            os.kill(pool.host_pids[0], signal.SIGKILL)
+        outcomes.append(pool.step_chunk(members, actions[1]))
+        pool.release(members)
+    usual, recovered = outcomes
+    assert not recovered.invalid.any()
+    np.testing.assert_array_equal(recovered.observations.images, usual.observations.images)
+    np.testing.assert_array_equal(recovered.observations.state, usual.observations.state)
+    assert pool.counters.recovered_members == 2
 
 
 def test_an_expert_is_not_pretended(pool: SimPool) -> None:
