@@ -145,25 +145,25 @@ def test_trees_share_env_steps_and_do_not_depend_on_the_hosts(sft_run: Path, tmp
     assert fixed["cost/denoise_steps"] == 4 * fixed["cost/chunks"]
 
 
-def test_a_host_killed_in_mid_rollout_is_replaced(
-    sft_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("hosts", ["1", "2"])
+def test_hosts_killed_in_mid_run_change_nothing(
+    hosts: str, straight: Path, sft_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In validations and rollouts, also the only one: what ran there is put back, and every record is the same."""
     original, calls, pools = SimPool.step_chunk, [0], []
 
     def step_chunk(self: SimPool, members: list[Member], actions: np.ndarray) -> ChunkOutcome:
         calls[0] += 1
-        if calls[0] == 2:
+        if calls[0] % 4 == 2:
             pools.append(self)
-            os.kill(self.host_pids[1], signal.SIGKILL)
+            os.kill(self.host_pids[-1], signal.SIGKILL)
         return original(self, members, actions)
 
     monkeypatch.setattr(SimPool, "step_chunk", step_chunk)
-    records = rl(sft_run, tmp_path / "run", sim__hosts="2", validation__every="0", rollout__groups="3")
-    assert records[0]["rollout/invalid_members"] >= 4, "at least the group on that host"
-    assert records[0]["rollout/groups_kept"] == 3, "the lost group was replaced"
-    assert records[0]["rollout/groups_dropped"] >= 1
-    assert records[0]["update/optimizer_steps"] == 2
-    assert pools[0].counters.host_restarts == 1
+    rl(sft_run, tmp_path / "run", sim__hosts=hosts)
+    assert_equal_runs(straight, tmp_path / "run")
+    assert pools[0].counters.host_restarts == len(pools) >= 3
+    assert pools[0].counters.recovered_members > len(pools)
 
 
 def test_physics_that_breaks_down_is_counted(sft_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,9 @@ from z1.sims.hosts import Answer, HostGroup, Request
 from z1.sims.members import MemberTable, Record
 from z1.types import Scene, SimInfo
 
+_COUNTS = ("env_steps", "renders", "snapshots", "restores", "scene_builds")
+"""Counts that leave out what is done again; its seconds count."""
+
 
 class Recovery:
     """The recovery of one pool's members.
@@ -40,6 +43,7 @@ class Recovery:
             The hosts that were lost again meanwhile, and have been replaced again, with the reason.
         """
         self._again, self._seen = {}, {}
+        before = self._hosts.counters.copy()
         records = [record for host in lost for record in self._members.on_host(host)]
         self._start([record for record in records if record.origin is None])
         for record in records:
@@ -50,6 +54,8 @@ class Recovery:
         for record in records:
             if record.host not in self._again:
                 self._check(record)
+        for name in _COUNTS:
+            setattr(self._hosts.counters, name, getattr(before, name))
         return self._again
 
     def _ask(self, wanted: Mapping[int, Request]) -> dict[int, Answer]:

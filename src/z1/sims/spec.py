@@ -62,7 +62,7 @@ class SimSpec:
 
 @dataclass(slots=True, kw_only=True)
 class SimCounters:
-    """What a pool and its hosts did so far.
+    """What a pool and its hosts did so far. What was done again after a host was lost counts in seconds only.
 
     Attributes:
         env_steps: Env steps executed.
