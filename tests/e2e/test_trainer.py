@@ -17,6 +17,7 @@ from z1.config import ActingConfig, RlConfig, RolloutConfig, SftConfig, UpdateCo
 from z1.errors import CheckpointError, ConfigError
 from z1.rollout import prefix
 from z1.rollout.scenes import SceneSource
+from z1.train import critic
 from z1.train.critic import Critic
 from z1.train.learner import Learner
 from z1.train.metrics import MetricsWriter, read_metrics
@@ -156,6 +157,12 @@ RUNS = {name: replace(CONFIG, update=update) for name, update in UPDATES.items()
         rollout=replace(CONFIG.rollout, groups=2, plan="shared_prefix", prefix=6, prefix_schedule="adaptive"),
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def brief_critic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A critic that learns for a tenth of the usual time: here it need not be good, only the same."""
+    monkeypatch.setattr(critic, "STEPS", 30)
 
 
 @pytest.fixture
