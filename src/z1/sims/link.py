@@ -144,7 +144,7 @@ def end_of_log(text: str) -> str:
         return "\n".join(lines[-_LOG_LINES:])
     current = next((n for n, line in enumerate(lines) if line.startswith("Current thread")), fatal + 1)
     stack = lines[current : current + _STACK_LINES]
-    return "\n".join([*lines[max(0, fatal - _LOG_LINES + _STACK_LINES) : fatal + 1], *stack])
+    return "\n".join([*lines[max(0, fatal + 1 - _LOG_LINES + _STACK_LINES) : fatal + 1], *stack])
 
 
 class HostLink:

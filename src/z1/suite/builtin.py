@@ -101,8 +101,8 @@ SUITES: dict[str, dict[str, str]] = {
 """Category of each task, by suite."""
 
 DEMO_SETS: dict[str, dict[str, str | float]] = {"robocasa24": {"noise_std": 0.2, "quality": "fast"}}
-"""Settings of a suite's own recordings. A policy sees its task rendered as its demonstrations were: RoboCasa's usual
-rendering takes 1.8 times the time of the fast one (benchmarks/README.md).
+"""Settings of a suite's own recordings. A policy sees its task rendered as its demonstrations were, and with RoboCasa's
+usual rendering an env step takes 1.8 times the processor time (benchmarks/README.md).
 """
 
 _ROBOCASA_HORIZONS = {
